@@ -1,0 +1,272 @@
+"""The nearest features whose whole remaining network gives the wanted output.
+
+For a layer's features ``a^`` and the network behind it ``f``:
+
+    a* = argmin |a - a^|   subject to   f_y(a) >= f_i(a) + margin for all i     (a label), or   f(a) = z*   (a target).
+
+Sequential quadratic programming in the dual: linearise f at the current point, project the *recorded* features onto the
+linearised constraints (a few dual variables: only classes that beat the label, or did in an earlier step, need a row of the
+Jacobian), step there under a trust region, repeat until the label really wins and the point stops moving. Where pulling
+towards the recorded features does not get there, steps accumulate first and are shortened afterwards. Samples that are right
+already are not touched. It is to features what DeepFool (Moosavi-Dezfooli, Fawzi, Frossard, 2016) is to inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from revprop.embedding import shortfall
+
+__all__ = ["Goal", "Options", "Solution", "solve"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the outputs should be: labels that win by a margin, or target outputs (exactly one of the two).
+
+    Attributes:
+        labels: (n,) class indices. target: (n, ...) outputs. margin: in logits.
+    """
+
+    labels: Tensor | None = None
+    target: Tensor | None = None
+    margin: float = 0.0
+
+    def at(self, index: Tensor) -> Goal:
+        """The goal of some of the samples."""
+        return replace(self, labels=None if self.labels is None else self.labels[index],
+                       target=None if self.target is None else self.target[index])
+
+    def miss(self, outputs: Tensor) -> Tensor:
+        """(n,): how far each output is from its goal; not above 0 where it is met (labels), the distance (targets)."""
+        if self.labels is not None:
+            return shortfall(outputs, self.labels, self.margin)
+        assert self.target is not None
+        return (outputs - self.target).flatten(1).norm(dim=1)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of :func:`solve`.
+
+    Attributes:
+        steps: at most so many linearisations. tolerance: how tight the constraint and how settled the point has to be,
+            relative. trust: the longest first step, relative to the norm of the recorded features.
+        pull: for so many steps the recorded features are projected; then, where the goal is not met, steps accumulate.
+        ridge: added to the dual matrix, relative to its largest diagonal entry.
+    """
+
+    steps: int = 16
+    tolerance: float = 0.05
+    trust: float = 0.1
+    pull: int = 4
+    ridge: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Solution:
+    """features (n, ...), outputs of the network on them, steps (n,) taken, met (n,) whether the goal is met."""
+
+    features: Tensor
+    outputs: Tensor
+    steps: Tensor
+    met: Tensor
+
+
+def solve(suffix: Callable[..., Tensor], recorded: Tensor, held: tuple[Tensor, ...], outputs: Tensor, goal: Goal,
+          options: Options = Options()) -> Solution:
+    """The nearest features that meet the goal, for each sample of a batch.
+
+    Args:
+        suffix: (features, *held) -> outputs, sample by sample independent, differentiable.
+        recorded: (n, ...) the layer's features. held: other values the suffix reads, batch first.
+        outputs: suffix(recorded, *held), known already.
+
+    Returns:
+        A :class:`Solution`. Where the goal is not met in ``options.steps`` steps, the nearest miss found.
+    """
+    scale = torch.finfo(recorded.dtype).eps ** 0.75 * outputs.flatten(1).abs().amax(1).clamp_min(1.0) if outputs.numel() \
+        else outputs.new_zeros(outputs.shape[0])
+    first = goal.miss(outputs)
+    met = first <= (0.0 if goal.labels is not None else scale)
+    features, results = recorded.clone(), outputs.clone()
+    steps = torch.zeros(len(outputs), dtype=torch.long, device=outputs.device)
+    todo = (~met).nonzero().squeeze(1)
+    if len(todo):
+        part = _Search(suffix, recorded[todo], tuple(h[todo] for h in held), goal.at(todo), first[todo], scale[todo], options)
+        part.run()
+        features[todo], results[todo] = part.best, part.best_outputs
+        steps[todo], met[todo] = part.taken, part.best_met
+    return Solution(features, results, steps, met)
+
+
+class _Search:
+    """The state of one batch's search; every array has one entry per sample that was wrong."""
+
+    def __init__(self, suffix: Callable[..., Tensor], recorded: Tensor, held: tuple[Tensor, ...], goal: Goal, first: Tensor,
+                 scale: Tensor, options: Options) -> None:
+        self.suffix, self.recorded, self.held, self.goal, self.options = suffix, recorded, held, goal, options
+        n = len(recorded)
+        self.first = first
+        # labels: aim a little beyond the threshold, so that the label wins in the arithmetic at hand, too
+        self.aim = torch.maximum(0.5 * options.tolerance * first.clamp_min(0), scale)
+        self.size = recorded.flatten(1).norm(dim=1).clamp_min(torch.finfo(recorded.dtype).tiny ** 0.5)
+        self.x = recorded.clone()
+        self.trust = options.trust * self.size
+        self.best, self.best_outputs = recorded.clone(), None
+        self.best_distance = torch.full((n,), torch.inf, dtype=recorded.dtype, device=recorded.device)
+        self.best_miss = torch.full_like(self.best_distance, torch.inf)
+        self.best_met = torch.zeros(n, dtype=torch.bool, device=recorded.device)
+        self.taken = torch.zeros(n, dtype=torch.long, device=recorded.device)
+        self.last_miss = torch.full_like(self.best_distance, torch.inf)
+        self.last_step = torch.zeros_like(recorded)
+        self.rows = None
+
+    def run(self) -> None:
+        todo = torch.arange(len(self.recorded), device=self.recorded.device)
+        for k in range(self.options.steps + 1):
+            todo = self._advance(todo, k, last=k == self.options.steps)
+            if not len(todo):
+                return
+
+    def _advance(self, todo: Tensor, k: int, last: bool) -> Tensor:
+        """Evaluates the current points, keeps the best, and moves those that go on; returns which those are."""
+        whole = len(todo) == len(self.x)
+        x = self.x[todo].requires_grad_(not last)  # a copy: the points move while this step's graph is still needed
+        held = self.held if whole else tuple(h[todo] for h in self.held)
+        goal = self.goal if whole else self.goal.at(todo)
+        with torch.set_grad_enabled(not last):
+            outputs = self.suffix(x, *held)
+        going = self._judge(todo, x.detach(), outputs.detach(), goal)
+        if last or not bool(going.any()):
+            return todo[going]
+        miss = goal.miss(outputs.detach())
+        # step control: a step that made things worse (and met nothing) is halved instead of followed by another
+        worse = going & (miss > self.last_miss[todo]) & (miss > 0)
+        moving = going & ~worse
+        if bool(worse.any()):
+            back = todo[worse]
+            self.last_step[back] *= 0.5
+            self.x[back] = self.x[back] - self.last_step[back]
+            self.trust[back] *= 0.5
+        if bool(moving.any()):
+            self._move(todo, x, outputs, goal, moving, k)
+            self.last_miss[todo[moving]] = miss[moving]
+        self.taken[todo[going]] += 1
+        return todo[going]
+
+    def _judge(self, todo: Tensor, x: Tensor, outputs: Tensor, goal: Goal) -> Tensor:
+        """Keeps the nearest point that meets the goal (else the nearest miss); says which samples go on."""
+        miss = goal.miss(outputs)
+        distance = (x - self.recorded[todo]).flatten(1).norm(dim=1)
+        tolerance = self.options.tolerance
+        if goal.labels is not None:
+            met = miss <= 0
+            tight = met & (miss >= -torch.maximum(tolerance * self.first[todo], 2 * self.aim[todo]))
+        else:
+            met = miss <= 0.01 * tolerance * self.first[todo]
+            tight = met
+        old_distance, old_met, old_miss = self.best_distance[todo], self.best_met[todo], self.best_miss[todo]
+        better = torch.where(met, ~old_met | (distance < old_distance), ~old_met & (miss < old_miss))
+        settled = met & old_met & (distance > old_distance * (1 - 0.2 * tolerance))
+        if self.best_outputs is None:
+            self.best_outputs = outputs.clone()
+        at = todo[better]
+        self.best[at], self.best_outputs[at] = x[better], outputs[better]
+        self.best_distance[at], self.best_met[at], self.best_miss[at] = distance[better], met[better], miss[better]
+        step = self.last_step[todo].flatten(1).norm(dim=1)
+        still = tight & ((step <= 4 * tolerance * distance) | (self.taken[todo] <= 1))
+        return ~(still | settled)
+
+    def _move(self, todo: Tensor, x: Tensor, outputs: Tensor, goal: Goal, moving: Tensor, k: int) -> None:
+        rows, bounds = self._constraints(todo, outputs, goal)
+        jacobian = self._jacobian(x, outputs, rows)
+        at = todo[moving]
+        x, jacobian, b = x.detach()[moving], jacobian[moving], bounds[moving]
+        origin = torch.where(((k < self.options.pull) | self.best_met[at]).view(-1, *[1] * (x.dim() - 1)), self.recorded[at], x)
+        away = (x - origin).flatten(1)
+        b = b + torch.where(b > -torch.inf, (jacobian @ away.unsqueeze(-1)).squeeze(-1), 0.0)
+        gram = jacobian @ jacobian.mT
+        size = torch.diagonal(gram, dim1=1, dim2=2).amax(1).clamp_min(torch.finfo(gram.dtype).tiny)
+        gram = gram + (self.options.ridge * size)[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+        dual = _nonnegative(gram, b) if goal.labels is not None else torch.linalg.solve(gram, b)
+        step = (jacobian.mT @ dual.unsqueeze(-1)).squeeze(-1) - away
+        length = step.norm(dim=1)
+        shrink = (self.trust[at] / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1.0)
+        # a step that the trust region cut and that helped may be longer next time
+        self.trust[at] = torch.where(shrink < 1, 1.5 * self.trust[at], self.trust[at])
+        step = (step * shrink[:, None]).view(x.shape)
+        self.last_step[at] = step
+        self.x[at] = x + step
+
+    def _constraints(self, todo: Tensor, outputs: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+        """Rows (n, k, outputs) of the linear constraints on the outputs and what is missing (n, k); -inf: no constraint."""
+        out = outputs.detach()
+        if goal.labels is None:
+            assert goal.target is not None
+            width = out[0].numel()
+            rows = torch.eye(width, dtype=out.dtype, device=out.device).expand(len(out), -1, -1)
+            return rows, (goal.target - out).flatten(1)
+        label = goal.labels[:, None]
+        missing = out + goal.margin - out.gather(1, label) + self.aim[todo][:, None]
+        missing = missing.scatter(1, label, -torch.inf)
+        if self.rows is None:
+            self.rows = torch.zeros(len(self.x), out.shape[1], dtype=torch.bool, device=out.device)
+        active = _active(missing) | self.rows[todo]
+        self.rows[todo] = active
+        k = max(int(active.sum(1).max()), 1)
+        order = torch.where(active, missing, -torch.inf).topk(k, dim=1)
+        chosen = torch.zeros(len(out), k, out.shape[1], dtype=out.dtype, device=out.device)
+        chosen.scatter_(2, order.indices.unsqueeze(-1), -1.0)
+        chosen.scatter_add_(2, label[:, None, :].expand(-1, k, -1), torch.ones(len(out), k, 1, dtype=out.dtype, device=out.device))
+        return chosen, order.values
+
+    def _jacobian(self, x: Tensor, outputs: Tensor, rows: Tensor) -> Tensor:
+        """(n, k, features): one vector-Jacobian product per row, all samples at once."""
+        parts = []
+        for j in range(rows.shape[1]):
+            last = j == rows.shape[1] - 1
+            gradient = torch.autograd.grad(outputs, x, rows[:, j].view_as(outputs), retain_graph=not last)[0]
+            parts.append(gradient.flatten(1))
+        return torch.stack(parts, 1)
+
+
+def _active(missing: Tensor) -> Tensor:
+    """The classes that are active in the nearest embedding of logits whose shortfalls against the label are given."""
+    d, order = missing.sort(dim=1, descending=True)
+    positive = d > 0
+    sums = torch.where(positive, d, 0.0).cumsum(1)
+    count = torch.arange(1, d.shape[1] + 1, device=d.device, dtype=d.dtype)
+    active = positive & (sums < (count + 1) * d)
+    return torch.zeros_like(active).scatter(1, order, active)
+
+
+def _nonnegative(gram: Tensor, b: Tensor, rounds: int = 30) -> Tensor:
+    """``argmin 1/2 y^T G y - b^T y`` over y >= 0 for a batch of small positive definite G: primal-dual active sets.
+
+    Entries with b = -inf are no constraints. What the active sets leave unsettled is finished by Hildreth's method.
+    """
+    present = b > -torch.inf
+    b = torch.where(present, b, 0.0)
+    active = present & (b > 0)
+    eye = torch.eye(b.shape[1], dtype=b.dtype, device=b.device)
+    y = torch.zeros_like(b)
+    for _ in range(rounds):
+        both = active[:, :, None] & active[:, None, :]
+        y = torch.linalg.solve(torch.where(both, gram, eye), torch.where(active, b, 0.0))
+        slack = b - (gram @ y.unsqueeze(-1)).squeeze(-1)
+        new = present & torch.where(active, y > 0, slack > 1e-6 * b.abs().amax(1, keepdim=True))
+        if bool((new == active).all()):
+            return y.clamp_min(0.0)
+        active = new
+    y = y.clamp_min(0.0)
+    diagonal = torch.diagonal(gram, dim1=1, dim2=2)
+    for _ in range(200):
+        for j in range(b.shape[1]):
+            residual = b[:, j] - (gram[:, j] * y).sum(1)
+            y[:, j] = torch.where(present[:, j], (y[:, j] + residual / diagonal[:, j]).clamp_min(0.0), 0.0)
+    return y

@@ -1,0 +1,413 @@
+"""A trained network as a functional graph whose values are named by module path.
+
+``trace`` runs ``torch.export`` in eval mode and keeps the semantic operators (a convolution stays one operator), so that
+in-place, functional and module spellings of one thing become one operator. The graph reads every parameter and buffer live
+from the user's model at each call and never writes to it.
+"""
+
+from __future__ import annotations
+
+import operator
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from revprop.errors import ExportError, near_matches, require_finite
+
+__all__ = ["Graph", "Segment", "trace"]
+
+aten = torch.ops.aten
+Example = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a graph as a function: values of ``inputs`` in, values of ``outputs`` out, parameters read live.
+
+    ``segment(*values)`` uses the model's parameters as they are now; ``segment(*values, parameters={...})`` uses those
+    given by name instead, which is how training differentiates with respect to some of them only.
+    """
+
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+    constants: tuple[str, ...]
+    function: Callable[..., tuple[Tensor, ...]] = field(repr=False)
+    read: Callable[[str], Tensor] = field(repr=False)
+
+    def __call__(self, *values: Tensor, parameters: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+        given = parameters or {}
+        constants = [given[name] if name in given else self.read(name) for name in self.constants]
+        return self.function(*values, *constants)
+
+
+class Graph:
+    """The traced network. Made by :func:`trace`; holds the user's model by reference and never changes it.
+
+    Attributes:
+        model: the user's model.
+        layers: names a user can point at, in forward order: "input", module paths, "output". The second call of a
+            reused module is ``path@1``. A layer's features are its module's output.
+        nodes: the operators between input and output that depend on the input, in forward order.
+        inputs: the placeholders of the model's inputs; output: the node of its output.
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, inputs: Sequence[fx.Node], constants: Mapping[fx.Node, str],
+                 tensors: Mapping[str, Tensor], output: fx.Node) -> None:
+        self.model = model
+        self.fx_graph = graph
+        self.inputs = tuple(inputs)
+        self.output = output
+        self.constants = dict(constants)
+        self._tensors = dict(tensors)
+        self._segments: dict[tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]], Segment] = {}
+        depends = set(self.inputs)
+        for node in graph.nodes:
+            if node.op == "call_function" and _is_tensor(node) and any(a in depends for a in node.all_input_nodes):
+                depends.add(node)
+        wanted = self.ancestors([output])
+        self.nodes = tuple(n for n in graph.nodes if n.op == "call_function" and n in depends and n in wanted)
+        self.active = frozenset(depends & wanted)
+        self._layers = _name_layers(self)
+        self.layers = tuple(self._layers)
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def node(self, layer: str) -> fx.Node:
+        """The node whose value is this layer's features.
+
+        Raises:
+            ValueError: an unknown layer, with the near matches.
+        """
+        if layer not in self._layers:
+            raise ValueError(near_matches(layer, self.layers, "layer"))
+        return self._layers[layer]
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """The static shape of a node's value behind the batch dimension."""
+        return tuple(int(d) for d in node.meta["val"].shape[1:])
+
+    @staticmethod
+    def path(node: fx.Node) -> str:
+        """The module path a node was called in; the empty string is the model itself."""
+        stack = _module_stack(node)
+        return stack[-1] if stack else ""
+
+    # -- parameters, live ----------------------------------------------------------------------------------------------
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter, buffer or traced constant by name, as the model holds it now."""
+        if name in self._tensors:
+            value = self._tensors[name]
+            device = next((p.device for p in self.model.parameters()), value.device)
+            return value if value.device == device else value.to(device)
+        holder, _, leaf = name.rpartition(".")
+        value = getattr(self.model.get_submodule(holder), leaf)
+        assert isinstance(value, Tensor)
+        return value
+
+    def parameters_of(self, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+        """Names of the parameters (not buffers) that these operators read, directly or through constant arithmetic."""
+        read = self.ancestors(nodes, stop=self.active)
+        trainable = {id(p) for p in self.model.parameters()}
+        return tuple(name for node, name in self.constants.items() if node in read and id(self.tensor(name)) in trainable)
+
+    # -- structure -----------------------------------------------------------------------------------------------------
+
+    def ancestors(self, nodes: Iterable[fx.Node], stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
+        """The nodes themselves and everything they are computed from; nodes in ``stop`` are not passed through."""
+        held, found, stack = set(stop), set(), list(nodes)
+        first = set(stack)
+        while stack:
+            node = stack.pop()
+            if node in found:
+                continue
+            found.add(node)
+            stack.extend(a for a in node.all_input_nodes if a not in held or (a in first and a not in found))
+        return found
+
+    def descendants(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """The nodes themselves and every operator computed from them, as far as the output depends on it."""
+        found = set(nodes)
+        for node in self.nodes:
+            if any(a in found for a in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def segment(self, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> Segment:
+        """Compiles the part of the graph that computes ``outputs`` from ``inputs`` and the parameters.
+
+        Raises:
+            ValueError: where the outputs need a model input that is not among ``inputs``.
+        """
+        key = (tuple(inputs), tuple(outputs))
+        if key not in self._segments:
+            self._segments[key] = _build_segment(self, *key)
+        return self._segments[key]
+
+    def behind(self, layer: str) -> tuple[Segment, tuple[fx.Node, ...]]:
+        """The network behind a layer: a segment from (the layer, the values that by-pass it) to the output.
+
+        Returns the segment and the by-passing nodes, whose recorded values are held.
+        """
+        node = self.node(layer)
+        changed = self.descendants([node])
+        needed = [n for n in self.nodes if n in changed and n is not node]
+        held = dict.fromkeys(a for n in needed for a in n.all_input_nodes if a in self.active and a not in changed)
+        by_pass = tuple(held)
+        return self.segment((node, *by_pass), (self.output,)), by_pass
+
+    def check_input(self, x: Example) -> tuple[Tensor, ...]:
+        """The model's inputs as a tuple, checked for number, shape and finite values.
+
+        Raises:
+            ValueError: another number of tensors, or another shape behind the batch dimension, than was traced.
+            NonFiniteError: NaN or infinity.
+        """
+        values = (x,) if isinstance(x, Tensor) else tuple(x)
+        if len(values) != len(self.inputs):
+            raise ValueError(f"the model was traced with {len(self.inputs)} input tensors; {len(values)} were given")
+        for node, value in zip(self.inputs, values, strict=True):
+            expected = self.shape(node)
+            if tuple(value.shape[1:]) != expected or value.dim() == 0:
+                raise ValueError(f"input {node.name!r} was traced as (n, {', '.join(map(str, expected))}); "
+                                 f"given: {tuple(value.shape)}")
+            require_finite(value, f"input {node.name!r}")
+        return values
+
+    def record(self, x: Example) -> dict[fx.Node, Tensor]:
+        """Runs the network once and returns the value of every node that depends on the input, and the inputs."""
+        values = self.check_input(x)
+        with torch.no_grad():
+            results = self.segment(self.inputs, self.nodes)(*values)
+        return {**dict(zip(self.inputs, values, strict=True)), **dict(zip(self.nodes, results, strict=True))}
+
+    def __call__(self, x: Example) -> Tensor:
+        """The network's output, as the model in eval mode computes it."""
+        return self.segment(self.inputs, (self.output,))(*self.check_input(x))[0]
+
+    def __repr__(self) -> str:
+        return f"Graph({type(self.model).__name__}, {len(self.nodes)} operators, {len(self.layers)} layers)"
+
+
+def trace(model: nn.Module, example: Example) -> Graph:
+    """Traces a model into a functional graph with named layers; the batch size stays free.
+
+    The model is exported in eval mode and left exactly as it was (training flags, parameters, buffers, gradients, hooks).
+
+    Args:
+        model: any module that ``torch.export`` can export, with one tensor as its output.
+        example: an input ``(n, ...)``, or a tuple of inputs; only shapes, types and device matter.
+
+    Returns:
+        A :class:`Graph`; ``graph.layers`` are the names that :func:`revprop.reconstruct` and :func:`revprop.post_train` take.
+
+    Raises:
+        ExportError: what in the model stops the export, with its line and the usual rewrite.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    >>> trace(net, torch.zeros(1, 3)).layers
+    ('input', '0', '1', '2', 'output')
+    """
+    values = (example,) if isinstance(example, Tensor) else tuple(example)
+    if not values or not all(isinstance(v, Tensor) and v.dim() >= 1 for v in values):
+        raise ValueError("example: expected a tensor (n, ...) or a tuple of such tensors, batch first")
+    # export specialises on sizes 0 and 1, so the example is repeated to a batch of 2 where it is smaller
+    values = tuple(v.detach()[:1].expand(2, *v.shape[1:]).clone() if v.shape[0] == 1
+                   else (v.detach() if v.shape[0] else v.detach().new_zeros(2, *v.shape[1:])) for v in values)
+    batch = torch.export.Dim("batch", min=1)
+    with _eval_mode(model), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(model, values, dynamic_shapes=tuple({0: batch} for _ in values), strict=False)
+            program = program.run_decompositions(decomp_table={})
+        except Exception as error:  # whatever export raises is explained in the user's terms
+            raise ExportError(_explain_export(model, error)) from error
+    return _from_program(model, program)
+
+
+# -- from an exported program ----------------------------------------------------------------------------------------------
+
+
+def _from_program(model: nn.Module, program: torch.export.ExportedProgram) -> Graph:
+    signature = program.graph_signature
+    graph = program.graph
+    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    tensors = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
+    owned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    owned |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    tensors = {name: value for name, value in tensors.items() if name not in owned}
+    user = set(signature.user_inputs)
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    inputs = [n for n in placeholders if n.name in user]
+    constants = {n: named[n.name] for n in placeholders if n.name in named}
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+        raise ExportError(f"the model writes to {', '.join(map(repr, changed))} during forward in eval mode; "
+                          "a reversed network must not change state: compute a new tensor instead")
+    output = next(n for n in graph.nodes if n.op == "output")
+    results = output.args[0]
+    if not isinstance(results, tuple | list) or len(results) != 1 or not isinstance(results[0], fx.Node):
+        raise ExportError(f"the model returns {len(results) if isinstance(results, tuple | list) else 'no'} values; expected "
+                          "one tensor: wrap the model in a module whose forward returns the one to be reversed")
+    for node in list(graph.nodes):
+        _canonicalise(graph, node)
+    graph.eliminate_dead_code()
+    graph.lint()
+    results = next(n for n in graph.nodes if n.op == "output").args[0]
+    return Graph(model, graph, inputs, constants, tensors, results[0])  # type: ignore[index,arg-type]
+
+
+def _canonicalise(graph: fx.Graph, node: fx.Node) -> None:
+    """Rewrites operators that return tuples into ones that return the tensor used, so that every value is a tensor."""
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return
+    source, index = node.args
+    assert isinstance(source, fx.Node)
+    target, args = source.target, source.args
+    new: tuple[Any, tuple[Any, ...]] | None = None
+    if target in (aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats) and index == 0:
+        if target is aten._native_batch_norm_legit_no_training.default:
+            x, weight, bias, mean, var, momentum, eps = args
+            new = (aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False))
+    elif target in (aten.split.Tensor, aten.split_with_sizes.default) and isinstance(index, int):
+        x, sizes = args[0], args[1]
+        dim = args[2] if len(args) > 2 else source.kwargs.get("dim", 0)
+        start = index * sizes if isinstance(sizes, int) else sum(sizes[:index])  # type: ignore[operator,index,arg-type]
+        stop = start + (sizes if isinstance(sizes, int) else sizes[index])  # type: ignore[operator,index]
+        new = (aten.slice.Tensor, (x, dim, start, stop))
+    elif target is aten.unbind.int:
+        dim = args[1] if len(args) > 1 else source.kwargs.get("dim", 0)
+        new = (aten.select.int, (args[0], dim, index))
+    elif target in _POOL_WITH_INDICES and index == 0:
+        new = (_POOL_WITH_INDICES[target], args)
+    if new is None:
+        return
+    with graph.inserting_before(node):
+        replacement = graph.call_function(new[0], new[1])
+    replacement.meta = dict(node.meta)
+    replacement.meta["nn_module_stack"] = source.meta.get("nn_module_stack", {})
+    node.replace_all_uses_with(replacement)
+    graph.erase_node(node)
+
+
+_POOL_WITH_INDICES = {
+    aten.max_pool1d_with_indices.default: aten.max_pool1d.default,
+    aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
+    aten.max_pool3d_with_indices.default: aten.max_pool3d.default,
+}
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor) or isinstance(node.meta.get("val"), tuple | list)
+
+
+def _module_stack(node: fx.Node) -> list[str]:
+    """Module paths around a node, outermost first, a repeated call of a module as ``path@k``."""
+    paths = []
+    for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+        if not isinstance(path, str) or path.startswith("_empty_nn_module_stack"):
+            continue
+        call = key.rpartition("@")[2] if "@" in key else ""
+        paths.append(path + (f"@{call}" if call.isdigit() and path else ""))
+    return paths
+
+
+def _name_layers(graph: Graph) -> dict[str, fx.Node]:
+    """Layer name -> node: of each module call, the one value that something outside of it uses."""
+    inside: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        for path in _module_stack(node):
+            if path:
+                inside.setdefault(path, []).append(node)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    found: dict[str, fx.Node] = {}
+    for path, nodes in inside.items():
+        members = set(nodes)
+        leaving = [n for n in nodes if n is graph.output or any(u not in members and u in order for u in n.users)]
+        if len(leaving) == 1 and isinstance(leaving[0].meta.get("val"), Tensor):
+            found[path] = leaving[0]
+    named = dict(sorted(found.items(), key=lambda item: (order[item[1]], -item[0].count("."))))
+    first = {"input": graph.inputs[0]} if len(graph.inputs) == 1 else {f"input:{n.name}": n for n in graph.inputs}
+    return {**first, **named, "output": graph.output}
+
+
+def _build_segment(graph: Graph, inputs: tuple[fx.Node, ...], outputs: tuple[fx.Node, ...]) -> Segment:
+    given = set(inputs)
+    needed = graph.ancestors([n for n in outputs if n not in given], stop=given)
+    symbolic = {n for n in needed if isinstance(n.meta.get("val"), torch.SymInt)}
+    # sizes are read off the segment's own inputs, so what they were read off in the whole graph is not needed for them
+    tensors = graph.ancestors([n for n in outputs if n not in given], stop=given | symbolic) - symbolic
+    missing = [n.name for n in graph.inputs if n in tensors and n not in given]
+    if missing:
+        raise ValueError(f"this part of the network also needs the model's input {', '.join(missing)}")
+    new = fx.Graph()
+    copied: dict[fx.Node, Any] = {node: new.placeholder(f"cut_{i}") for i, node in enumerate(inputs)}
+    constants = [(n, name) for n, name in graph.constants.items() if n in tensors and n not in given]
+    for i, (node, _) in enumerate(constants):
+        copied[node] = new.placeholder(f"constant_{i}")
+    sizes: dict[str, Any] = {}
+    for i, node in enumerate(inputs):
+        for dim, size in enumerate(node.meta["val"].shape):
+            if isinstance(size, torch.SymInt) and str(size) not in sizes:
+                sizes[str(size)] = (i, dim)
+
+    def size_of(node: fx.Node) -> Any:
+        name = str(node.meta["val"])
+        if name in sizes:
+            if isinstance(sizes[name], tuple):
+                i, dim = sizes[name]
+                sizes[name] = new.call_function(aten.sym_size.int, (copied[inputs[i]], dim))
+            return sizes[name]
+        if node.target is aten.sym_size.int:
+            raise ValueError(f"the size {name} cannot be read off this part's inputs")
+        return new.node_copy(node, lambda a: copied.setdefault(a, size_of(a)) if a not in copied else copied[a])
+
+    for node in graph.fx_graph.nodes:
+        if node in tensors and node not in copied and node.op == "call_function":
+            copied[node] = new.node_copy(node, lambda a: copied[a] if a in copied else copied.setdefault(a, size_of(a)))
+    new.output(tuple(copied[n] for n in outputs))
+    module = fx.GraphModule(nn.Module(), new)
+    return Segment(inputs, outputs, tuple(name for _, name in constants), module.forward, graph.tensor)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    flags = [(m, m.training) for m in model.modules()]
+    gradients = [(p, p.grad) for p in model.parameters()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+def _explain_export(model: nn.Module, error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    library = torch.__path__[0]
+    frames = [f for f in traceback.extract_tb(error.__traceback__)
+              if not f.filename.startswith(library) and "revprop" not in f.filename.replace("\\", "/").split("/")[-2:-1]]
+    where = f" at {frames[-1].filename}, line {frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
+    if "data-dependent" in text or "DataDependent" in text or "GuardOnDataDependent" in text:
+        why, remedy = "control flow depends on the values of tensors", \
+            "use torch.where or torch.cond, or move the decision out of forward"
+    elif "onstraint" in text and "batch" in text:
+        why, remedy = "the batch size is fixed inside forward", \
+            "write x.view(x.size(0), ...) or x.flatten(1) instead of a number"
+    elif isinstance(error, RuntimeError | TypeError | IndexError | ValueError) and frames:
+        why, remedy = "forward fails on the example", "check the example's shape and type, and run model(example) first"
+    else:
+        why, remedy = "torch.export cannot follow this code", "keep to tensor operations inside forward"
+    first = text.strip().splitlines()[0]
+    return f"{type(model).__name__} cannot be exported: {why}{where}. Usual rewrite: {remedy}. (torch.export said: {first})"

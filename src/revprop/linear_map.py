@@ -1,0 +1,363 @@
+"""Linear maps ``z = A a`` and their damped pseudo-inverses: factor once, apply to many batches.
+
+Every map acts on a batch ``(n, ...)``. ``factor(damping)`` returns a :class:`Factor` whose ``solve`` is
+
+    A+_mu r = (A^T A + mu I)^-1 A^T r,   mu = damping * sigma_max(A)^2,
+
+and for ``damping=0`` the Moore-Penrose pseudo-inverse: the least-squares solution of smallest norm, for any rank. Maps whose
+non-zero singular values do not come from learned weights (reshape, slice, concatenate, add, up-sampling by copies) are well
+conditioned by construction and ignore damping.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["Broadcast", "Concatenate", "Copy", "Dense", "Diagonal", "Factor", "LinearMap", "Reduce", "Separable", "Sum", "batched_pinv"]
+
+Tensors = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A factored map, ready to solve.
+
+    Attributes:
+        solve: residual ``r`` in the output's shape -> correction in the input's shape (a tuple where there are several inputs).
+        solver: how: "closed form", "dense", "fft", "conjugate gradients".
+        damping: the absolute mu that was used; 0 for the pseudo-inverse.
+        rank: the numerical rank of the map (None where it is not known without a dense factorisation).
+        size: (rows, columns) of the map for one sample where they are fixed.
+    """
+
+    solve: Callable[[Tensor], Tensors]
+    solver: str = "closed form"
+    damping: float = 0.0
+    rank: int | None = None
+    size: tuple[int, int] | None = field(default=None)
+
+
+class LinearMap(ABC):
+    """``z = A a`` with its adjoint and damped pseudo-inverse. ``a`` is a tensor, or several for maps of several inputs."""
+
+    @abstractmethod
+    def apply(self, *a: Tensor) -> Tensor:
+        """``A a``."""
+
+    @abstractmethod
+    def adjoint(self, z: Tensor) -> Tensors:
+        """``A^T z``: ``<A a, z> = <a, A^T z>``."""
+
+    @abstractmethod
+    def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
+        """Factors the map for ``A+``. ``solver`` ("fft" | "exact") matters to convolutions only."""
+
+
+class Dense(LinearMap):
+    """``z = W a`` on the last dimension, for any leading dimensions. W: (..., rows, columns) broadcast over the leading ones.
+
+    >>> wide = Dense(torch.tensor([[1.0, 1.0]]))
+    >>> wide.factor().solve(torch.tensor([[2.0]]))
+    tensor([[1., 1.]])
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight.detach()
+
+    def apply(self, *a: Tensor) -> Tensor:
+        return (self.weight @ a[0].unsqueeze(-1)).squeeze(-1) if self.weight.dim() > 2 else a[0] @ self.weight.mT
+
+    def adjoint(self, z: Tensor) -> Tensor:
+        return (self.weight.mT @ z.unsqueeze(-1)).squeeze(-1) if self.weight.dim() > 2 else z @ self.weight
+
+    def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
+        inverse, mu, rank = batched_pinv(self.weight, damping)
+        rows, columns = self.weight.shape[-2:]
+        if self.weight.dim() == 2:
+            transposed = inverse.mT.contiguous()
+            return Factor(lambda r: r @ transposed, "dense", mu, rank, (rows, columns))
+        return Factor(lambda r: (inverse @ r.unsqueeze(-1)).squeeze(-1), "dense", mu, rank, (rows, columns))
+
+
+class Diagonal(LinearMap):
+    """``z = d * a``, d broadcast against ``a`` without enlarging it (batch norm in eval mode, a constant factor)."""
+
+    def __init__(self, scale: Tensor) -> None:
+        self.scale = scale.detach()
+
+    def apply(self, *a: Tensor) -> Tensor:
+        return a[0] * self.scale
+
+    def adjoint(self, z: Tensor) -> Tensor:
+        return z * self.scale
+
+    def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
+        square = self.scale.square()
+        largest = float(square.max()) if square.numel() else 0.0
+        mu = damping * largest
+        kept = square > largest * torch.finfo(square.dtype).eps ** 2
+        inverse = torch.where(kept, self.scale / (square + mu).clamp_min(torch.finfo(square.dtype).tiny), 0.0)
+        return Factor(lambda r: r * inverse, "closed form", mu)
+
+
+class Copy(LinearMap):
+    """Every output is a copy of one input, or a constant: reshape, permute, slice, pad, flip, roll, expand, repeat.
+
+    ``A^T A`` is then diagonal and holds how often each input is copied, so ``A+ = diag(1/copies) A^T``, exactly; inputs that
+    are never copied keep their recorded value.
+
+    Args:
+        forward: the linear part of the operator (constants left out), batch in, batch out.
+        backward: its adjoint, given the output's tensor.
+        copies: how often each input is copied, broadcast to the input's shape; None where once at most.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor],
+                 copies: Tensor | None = None) -> None:
+        self._forward, self._backward, self.copies = forward, backward, copies
+
+    def apply(self, *a: Tensor) -> Tensor:
+        return self._forward(a[0])
+
+    def adjoint(self, z: Tensor) -> Tensor:
+        return self._backward(z)
+
+    def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
+        if self.copies is None:
+            return Factor(self._backward)
+        share = 1.0 / self.copies.clamp_min(1)
+        return Factor(lambda r: self._backward(r) * share)
+
+
+class Separable(LinearMap):
+    """``A = A_1 (x) A_2 (x) ...``: one small matrix for each of the given dimensions, the same for all channels.
+
+    Average pooling of any window, stride and padding, and interpolation of every mode, are of this form. The singular values
+    are products of the axes' own, so the damped pseudo-inverse is exact.
+
+    Args:
+        matrices: dimension (negative, counted from the end) -> (out, in) matrix.
+    """
+
+    def __init__(self, matrices: dict[int, Tensor]) -> None:
+        self.matrices = matrices
+
+    def apply(self, *a: Tensor) -> Tensor:
+        return _along_axes(a[0], self.matrices)
+
+    def adjoint(self, z: Tensor) -> Tensor:
+        return _along_axes(z, {dim: m.mT for dim, m in self.matrices.items()})
+
+    def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
+        parts = {dim: torch.linalg.svd(m, full_matrices=False) for dim, m in self.matrices.items()}
+        dims = sorted(parts)
+        values = torch.ones((), dtype=next(iter(self.matrices.values())).dtype, device=next(iter(self.matrices.values())).device)
+        for dim in dims:
+            values = values.unsqueeze(-1) * parts[dim][1]
+        gain, mu, rank = _filter(values.flatten(), damping, max(max(m.shape) for m in self.matrices.values()))
+        gain = gain.view(values.shape)
+        missing = range(dims[0], 0)
+        # the filter's axes stand where the map's do; dimensions between them that the map leaves alone broadcast
+        gain = gain.view([parts[d][1].shape[0] if d in parts else 1 for d in missing])
+        left = {dim: parts[dim][0].mT for dim in dims}
+        right = {dim: parts[dim][2].mT for dim in dims}
+        rows = math.prod(m.shape[0] for m in self.matrices.values())
+        columns = math.prod(m.shape[1] for m in self.matrices.values())
+        if mu == 0.0 and len(dims) > 0 and bool((gain > 0).all()):  # full rank: the pseudo-inverse is separable, too
+            inverses = {dim: (right[dim] / parts[dim][1]) @ left[dim] for dim in dims}
+            return Factor(lambda r: _along_axes(r, inverses), "closed form", 0.0, rank, (rows, columns))
+        return Factor(lambda r: _along_axes(_along_axes(r, left) * gain, right), "closed form", mu, rank, (rows, columns))
+
+
+class Broadcast(LinearMap):
+    """``z = scale * a`` where ``a`` is expanded along the dimensions in which its size is 1 and the output's is not.
+
+    Args:
+        shape: the input's shape behind the batch; out_shape: the output's.
+        scale: a number or a tensor that broadcasts against the output.
+    """
+
+    def __init__(self, shape: Sequence[int], out_shape: Sequence[int], scale: Tensor) -> None:
+        padded = (1,) * (len(out_shape) - len(shape)) + tuple(shape)
+        self.shape, self.out_shape, self.scale = tuple(shape), tuple(out_shape), scale.detach()
+        self.dims = tuple(i - len(out_shape) for i, (p, o) in enumerate(zip(padded, out_shape, strict=True)) if p != o)
+
+    def apply(self, *a: Tensor) -> Tensor:
+        return (a[0] * self.scale).expand(a[0].shape[0], *self.out_shape)
+
+    def adjoint(self, z: Tensor) -> Tensor:
+        weighted = z * self.scale
+        return (weighted.sum(self.dims, keepdim=True) if self.dims else weighted).reshape(z.shape[0], *self.shape)
+
+    def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
+        square = self.scale.square().expand(self.out_shape)
+        square = (square.sum(self.dims, keepdim=True) if self.dims else square).reshape(self.shape)
+        largest = float(square.max()) if square.numel() else 0.0
+        mu = damping * largest
+        kept = square > largest * torch.finfo(square.dtype).eps ** 2
+        inverse = torch.where(kept, 1.0 / (square + mu).clamp_min(torch.finfo(square.dtype).tiny), 0.0)
+        return Factor(lambda r: self.adjoint(r) * inverse, "closed form", mu)
+
+
+class Reduce(LinearMap):
+    """``z = scale * (sum of a over some dimensions)``: the mean and the sum. The pseudo-inverse spreads evenly.
+
+    Args:
+        shape: the input's shape behind the batch; dims: the dimensions summed, negative; keepdim: as in torch.
+    """
+
+    def __init__(self, shape: Sequence[int], dims: Sequence[int], scale: float, keepdim: bool) -> None:
+        self.shape, self.dims, self.scale = tuple(shape), tuple(dims), scale
+        self.kept = tuple(1 if i - len(shape) in self.dims else s for i, s in enumerate(shape))
+        self.out = self.kept if keepdim else tuple(s for i, s in enumerate(shape) if i - len(shape) not in self.dims)
+
+    def apply(self, *a: Tensor) -> Tensor:
+        return (a[0].sum(self.dims, keepdim=True) * self.scale).reshape(a[0].shape[0], *self.out)
+
+    def adjoint(self, z: Tensor) -> Tensor:
+        return (z * self.scale).reshape(z.shape[0], *self.kept).expand(z.shape[0], *self.shape)
+
+    def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
+        count = math.prod(self.shape[d] for d in self.dims)
+        share = 1.0 / (count * self.scale**2) if count and self.scale else 0.0
+        return Factor(lambda r: self.adjoint(r * share))
+
+
+class Sum(LinearMap):
+    """``z = s_1 a_1 + s_2 a_2``: residual additions, with broadcasting behind the batch dimension.
+
+    With m_i the number of outputs that share one entry of a_i and P_i the mean over them, ``A A^T = s_1^2 m_1 P_1 + s_2^2 m_2
+    P_2``; the projections commute, so the pseudo-inverse is closed form. For equal shapes and s = 1 each side gets r / 2.
+    """
+
+    def __init__(self, shapes: tuple[Sequence[int], Sequence[int]], out_shape: Sequence[int], scales: tuple[float, float]) -> None:
+        unit = torch.ones(())
+        self.parts = tuple(Broadcast(shape, out_shape, unit) for shape in shapes)
+        self.scales = scales
+        self.copies = tuple(math.prod(out_shape[d] for d in part.dims) for part in self.parts)
+
+    def apply(self, *a: Tensor) -> Tensor:
+        return self.scales[0] * self.parts[0].apply(a[0]) + self.scales[1] * self.parts[1].apply(a[1])
+
+    def adjoint(self, z: Tensor) -> tuple[Tensor, ...]:
+        return tuple(scale * part.adjoint(z) for scale, part in zip(self.scales, self.parts, strict=True))
+
+    def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
+        first, second = (s * s * m for s, m in zip(self.scales, self.copies, strict=True))
+        dims = tuple(part.dims for part in self.parts)
+
+        def solve(r: Tensor) -> tuple[Tensor, ...]:
+            if not dims[0] and not dims[1]:
+                return tuple(r * (s / (first + second)) if first + second else torch.zeros_like(r) for s in self.scales)
+            one = r.mean(dims[0], keepdim=True) if dims[0] else r
+            two = r.mean(dims[1], keepdim=True) if dims[1] else r
+            both = one.mean(dims[1], keepdim=True) if dims[1] else one
+            y = both / (first + second) if first + second else torch.zeros_like(both)
+            y = y + ((one - both) / first if first else 0) + ((two - both) / second if second else 0)
+            return self.adjoint(y.expand_as(r))
+
+        return Factor(solve)
+
+
+class Concatenate(LinearMap):
+    """Concatenation of several inputs (and constants) along one dimension behind the batch: ``A`` is orthogonal.
+
+    Args:
+        dim: the dimension, negative.
+        spans: for each input the (start, length) it fills.
+        total: the size of the output along ``dim``.
+    """
+
+    def __init__(self, dim: int, spans: Sequence[tuple[int, int]], total: int) -> None:
+        self.dim, self.spans, self.total = dim, tuple(spans), total
+
+    def apply(self, *a: Tensor) -> Tensor:
+        shape = list(a[0].shape)
+        shape[self.dim] = self.total
+        z = a[0].new_zeros(shape)
+        for part, (start, length) in zip(a, self.spans, strict=True):
+            z.narrow(self.dim, start, length).copy_(part)
+        return z
+
+    def adjoint(self, z: Tensor) -> tuple[Tensor, ...]:
+        return tuple(z.narrow(self.dim, start, length) for start, length in self.spans)
+
+    def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
+        return Factor(self.adjoint)
+
+
+# -- small dense algebra shared by the maps ----------------------------------------------------------------------------------
+
+
+def batched_pinv(matrices: Tensor, damping: float = 0.0) -> tuple[Tensor, float, int | None]:
+    """Damped pseudo-inverses of a stack of matrices that are the blocks of one map (real or complex).
+
+    ``(M^H M + mu I)^-1 M^H`` with ``mu = damping * s^2``, s the largest singular value over the whole stack; for damping 0 the
+    pseudo-inverse, singular values below ``eps * max(rows, columns) * s`` taken as zero.
+
+    Args:
+        matrices: (..., rows, columns).
+        damping: relative to the largest singular value squared.
+
+    Returns:
+        the inverses (..., columns, rows), the absolute mu, and the rank summed over the stack (None where not computed).
+
+    >>> inverse, mu, rank = batched_pinv(torch.tensor([[3.0, 0.0], [0.0, 0.0]]))
+    >>> inverse[0, 0].item(), rank
+    (0.3333333432674408, 1)
+    """
+    rows, columns = matrices.shape[-2:]
+    if matrices.numel() == 0:
+        return matrices.new_zeros(*matrices.shape[:-2], columns, rows), 0.0, 0
+    if min(rows, columns) == 1:
+        square = matrices.abs().square().sum((-2, -1), keepdim=True)
+        gain, mu, rank = _filter(square.sqrt().flatten(), damping, max(rows, columns))
+        over = gain.view_as(square) / square.sqrt().clamp_min(torch.finfo(square.dtype).tiny)
+        return matrices.mH * over, mu, rank
+    if damping == 0.0 or matrices.dim() == 2 or min(rows, columns) <= 4:
+        u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+        gain, mu, rank = _filter(s.flatten(), damping, max(rows, columns))
+        return (vh.mH * gain.view_as(s).unsqueeze(-2)) @ u.mH, mu, rank
+    gram = matrices @ matrices.mH if rows <= columns else matrices.mH @ matrices
+    mu = damping * _largest_eigenvalue(gram)
+    small = gram.shape[-1]
+    shifted = gram + mu * torch.eye(small, dtype=gram.dtype, device=gram.device)
+    factor = torch.linalg.cholesky(shifted)
+    if rows <= columns:
+        return torch.cholesky_solve(matrices, factor).mH, mu, None
+    return torch.cholesky_solve(matrices.mH.contiguous(), factor), mu, None
+
+
+def _filter(s: Tensor, damping: float, size: int) -> tuple[Tensor, float, int]:
+    """Gains ``s / (s^2 + mu)`` for singular values s (zero below the rank threshold), the absolute mu, and the rank."""
+    largest = float(s.max()) if s.numel() else 0.0
+    mu = damping * largest**2
+    kept = s > torch.finfo(s.dtype).eps * size * largest
+    gain = torch.where(kept, s / (s.square() + mu).clamp_min(torch.finfo(s.dtype).tiny), 0.0)
+    return gain, mu, int(kept.sum())
+
+
+def _largest_eigenvalue(gram: Tensor) -> float:
+    """The largest eigenvalue over a stack of Hermitian positive matrices.
+
+    A block's largest eigenvalue is at most its Frobenius norm, so blocks whose norm is below one found already are skipped.
+    """
+    blocks = gram.reshape(-1, *gram.shape[-2:])
+    norms, order = torch.linalg.matrix_norm(blocks).sort(descending=True)
+    best, start, count = 0.0, 0, 4
+    while start < len(order) and float(norms[start]) > best:
+        best = max(best, float(torch.linalg.eigvalsh(blocks[order[start:start + count]]).max()))
+        start, count = start + count, 2 * count
+    return best
+
+
+def _along_axes(x: Tensor, matrices: dict[int, Tensor]) -> Tensor:
+    for dim, matrix in matrices.items():
+        x = x @ matrix.mT if dim == -1 else (matrix @ x if dim == -2 else (x.transpose(dim, -1) @ matrix.mT).transpose(dim, -1))
+    return x

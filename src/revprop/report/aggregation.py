@@ -1,0 +1,217 @@
+"""Finished runs and diagnoses, averaged over seeds and samples: what tables and figures show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+
+METHOD_NAMES = {"fr": "FR", "bp": "BP"}
+NEEDED_IN_A_RUN = ("settings", "l_start", "l_stop", "parameters", "baseline_accuracy", "history")
+NO_RUNS = "there is no finished post-training run to report: run some first, and check that this is their folder"
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs that differ in their seed alone: one line of a table, one curve of a figure.
+
+    Args:
+        method: "fr", "bp", or another method's name.
+        l_start: the number of the last frozen layer in front (0: none).
+        l_stop: the number of the last trained layer.
+        variant: where runs with the same layers and method have other settings too: which ones these have.
+        runs: their rows.
+
+    Example:
+        >>> RunGroup("fr", 0, 3, "alpha=0.5", ()).label
+        'FR (0, 3), alpha=0.5'
+    """
+
+    method: str
+    l_start: int
+    l_stop: int
+    variant: str
+    runs: tuple[Row, ...]
+
+    @property
+    def method_label(self) -> str:
+        """The method, and the variant if there is one, to be read."""
+        return ", ".join(part for part in (METHOD_NAMES.get(self.method, self.method), self.variant) if part)
+
+    @property
+    def label(self) -> str:
+        """The method, the layers as (lS, lR), and the variant if there is one, to be read."""
+        label = f"{METHOD_NAMES.get(self.method, self.method)} ({self.l_start}, {self.l_stop})"
+        return f"{label}, {self.variant}" if self.variant else label
+
+    def epochs(self) -> list[int]:
+        """The epochs that any of the runs reports an accuracy for, in order."""
+        return sorted(
+            {int(entry["epoch"]) for run in self.runs for entry in run["history"] if entry.get("accuracy") is not None}
+        )
+
+    def accuracies(self, epoch: int) -> list[float]:
+        """Collect the test accuracy in percent after an epoch, one value per run that got so far.
+
+        Args:
+            epoch: the number of epochs trained.
+
+        Returns:
+            Percent, in the order of the runs.
+
+        Raises:
+            ValueError: an accuracy is no share between 0 and 1.
+
+        Example:
+            >>> RunGroup("fr", 0, 1, "", ({"history": [{"epoch": 5, "accuracy": 0.75}]},)).accuracies(5)
+            [75.0]
+        """
+        shares = [
+            entry["accuracy"]
+            for run in self.runs
+            for entry in run["history"]
+            if entry["epoch"] == epoch and entry.get("accuracy") is not None
+        ]
+        for share in shares:
+            if not 0 <= share <= 1:
+                raise ValueError(f"{self.label} has accuracy {share} at epoch {epoch}: a share in [0, 1] was expected")
+        return [100.0 * share for share in shares]
+
+
+def group_runs(rows: Sequence[Row]) -> list[RunGroup]:
+    """Sort post-training runs into groups that differ in the seed alone, in the order of the paper's tables.
+
+    Args:
+        rows: finished post-training runs, all of one network on one data set.
+
+    Returns:
+        The groups, by l_stop, then l_start, then BP before FR.
+
+    Raises:
+        ValueError: there is no run; a row is no post-training run; runs of several networks or data sets are mixed.
+
+    Example:
+        >>> runs = [
+        ...     {"settings": {"method": method, "seed": seed}, "l_start": 0, "l_stop": 1, "parameters": 52,
+        ...      "baseline_accuracy": 0.9, "history": []}
+        ...     for method in ("fr", "bp") for seed in (0, 1, 2)
+        ... ]
+        >>> [(group.label, len(group.runs)) for group in group_runs(runs)]
+        [('BP (0, 1)', 3), ('FR (0, 1)', 3)]
+    """
+    if not rows:
+        raise ValueError(NO_RUNS)
+    for number, row in enumerate(rows):
+        missing = [key for key in NEEDED_IN_A_RUN if key not in row]
+        missing += [] if "settings" in missing or "method" in row["settings"] else ["settings.method"]
+        if missing:
+            raise ValueError(f"row {number} is no post-training run: it has no {', '.join(missing)}")
+    for key in ("data", "network"):
+        found = sorted({str(row["settings"].get(key)) for row in rows})
+        if len(found) > 1:
+            raise ValueError(f"runs of several settings.{key} cannot be compared in one place: {', '.join(found)}")
+
+    cells: dict[tuple[int, int, str], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((row["l_stop"], row["l_start"], row["settings"]["method"]), []).append(row)
+    groups = []
+    for (l_stop, l_start, method), runs in sorted(cells.items(), key=lambda item: item[0]):
+        # Averaging runs over anything but seeds would present a mixture as a result.
+        variants: dict[str, list[Row]] = {}
+        for run in runs:
+            settings = {key: value for key, value in run["settings"].items() if key != "seed"}
+            variants.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
+        members = [json.loads(text) for text in variants]
+        names = sorted({key for member in members for key in member})
+        varying = [name for name in names if len({json.dumps(member.get(name)) for member in members}) > 1]
+        for member, same in zip(members, variants.values(), strict=True):
+            variant = ", ".join(f"{name}={_value(member.get(name))}" for name in varying)
+            groups.append(RunGroup(method, l_start, l_stop, variant, tuple(same)))
+    return groups
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """What a diagnosis says of one layer, over its samples.
+
+    Args:
+        layer: the name of the layer.
+        deviation: mean of |wanted - recorded| / |recorded| over all samples.
+        deviation_wrong: the same over the samples that the network gets wrong; None where that is not known, or none.
+        reached: share of samples whose wanted features, run forward, give the label; None where that is not known.
+    """
+
+    layer: str
+    deviation: float
+    deviation_wrong: float | None
+    reached: float | None
+
+
+def summarise_diagnosis(diagnosis: Sequence[Mapping[str, Any]]) -> list[LayerSummary]:
+    """Average a diagnosis over its samples.
+
+    Args:
+        diagnosis: per layer, `layer` (its name), `deviation` (|wanted - recorded| / |recorded| per sample, or their
+            mean), `reached` (per sample whether the wanted features, run forward, give the label; or their share) and,
+            optional and per sample, `active` (true where the network is wrong, so that something was wanted of it).
+
+    Returns:
+        One summary per layer, in the order given.
+
+    Raises:
+        ValueError: there is no layer; a part is missing, or its length is not that of the others.
+
+    Example:
+        >>> fc1 = {"layer": "fc1", "deviation": [0.5, 0, 0, 0], "reached": 0.75, "active": [1, 0, 0, 0]}
+        >>> summarise_diagnosis([fc1])
+        [LayerSummary(layer='fc1', deviation=0.125, deviation_wrong=0.5, reached=0.75)]
+    """
+    if not diagnosis:
+        raise ValueError("the diagnosis has no layer: there is nothing to report")
+    summaries = []
+    for number, entry in enumerate(diagnosis):
+        missing = [key for key in ("layer", "deviation") if entry.get(key) is None]
+        if missing:
+            raise ValueError(f"entry {number} of the diagnosis has no {', '.join(missing)}")
+        layer = str(entry["layer"])
+        deviation = np.asarray(entry["deviation"], dtype=float)
+        reached = None if entry.get("reached") is None else np.asarray(entry["reached"], dtype=float)
+        active = None if entry.get("active") is None else np.asarray(entry["active"], dtype=bool)
+        for name, values in (("deviation", deviation), ("reached", reached)):
+            if values is not None and (values.ndim > 1 or values.size == 0):
+                raise ValueError(
+                    f"{name} of {layer} has shape {values.shape}: one value per sample, or one, was expected"
+                )
+        if active is not None and active.shape != deviation.shape:
+            raise ValueError(
+                f"active of {layer} has shape {active.shape}, its deviation {deviation.shape}: one per sample each"
+            )
+        wrong = None if active is None or not active.any() else float(deviation[active].mean())
+        share = None if reached is None else float(reached.mean())
+        summaries.append(LayerSummary(layer, float(deviation.mean()), wrong, share))
+    return summaries
+
+
+def three_digits(number: float) -> str:
+    """Print a number that may be small or large with three significant digits, trailing zeros kept.
+
+    Args:
+        number: any number.
+
+    Returns:
+        Its text.
+
+    Example:
+        >>> three_digits(0.5), three_digits(0.012345), three_digits(1234.5)
+        ('0.500', '0.0123', '1,234')
+    """
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:#.3g}"
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)

@@ -1,0 +1,181 @@
+"""The one walk backwards over a graph, and the proof, before any computation, that every operator on the way is covered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+
+from revprop.errors import UnsupportedOperatorError
+from revprop.graph import Example, Graph, trace
+from revprop.linear_map import Factor
+from revprop.modes import Mode
+from revprop.rules import Fact, Refusal, describe
+
+__all__ = ["Coverage", "Step", "check", "factors_behind", "walk"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator, ready to be stepped through: its facts and what the mode prepared from the weights."""
+
+    node: fx.Node
+    inputs: tuple[fx.Node, ...]
+    fact: Fact
+    state: Factor | None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What :func:`check` found; ``str()`` prints a table.
+
+    Attributes:
+        rows: per operator call (operator, module path, output shape, kind, remedy); kind is "closed form" or "no rule".
+        covered: whether every operator has a rule, so that the greedy strategy runs; the global one needs none.
+    """
+
+    rows: tuple[tuple[str, str, str, str, str], ...]
+
+    @property
+    def covered(self) -> bool:
+        return all(kind != "no rule" for *_, kind, _ in self.rows)
+
+    def __str__(self) -> str:
+        head = ("operator", "module", "output", "reverse")
+        body = [(op, path or "-", shape, kind + (f": {remedy}" if remedy else "")) for op, path, shape, kind, remedy in self.rows]
+        widths = [max(len(row[i]) for row in [head, *body]) for i in range(3)]
+        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *body]]
+        good = sum(kind != "no rule" for *_, kind, _ in self.rows)
+        verdict = "everything is covered" if self.covered else 'strategy="global" works on all layers; greedy on those behind'
+        return "\n".join([*lines, f"{good} of {len(self.rows)} operators covered: {verdict}"])
+
+
+# graph -> (node, mode) -> (versions of the weights read, step); a step is factored again only when its weights have changed
+_STEPS: WeakKeyDictionary[Graph, dict[tuple[fx.Node, Mode], tuple[Any, Step]]] = WeakKeyDictionary()
+
+
+def check(model: nn.Module | Graph, example: Example | None = None) -> Coverage:
+    """Coverage of a network by reverse rules: every operator, its module, whether it has a closed form.
+
+    Args:
+        model: a module (then ``example`` is an input for tracing), or a traced graph.
+
+    Raises:
+        ExportError: where the model cannot be traced.
+
+    >>> print(check(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.zeros(1, 2)))
+    operator        module  output  reverse
+    linear.default  0       (n, 2)  closed form
+    relu.default    1       (n, 2)  closed form
+    2 of 2 operators covered: everything is covered
+    """
+    graph = as_graph(model, example)
+    rows = []
+    for node in graph.nodes:
+        remedy = ""
+        try:
+            describe(graph, node)
+        except Refusal as refusal:
+            remedy = str(refusal)
+        rows.append((*_name(graph, node), "no rule" if remedy else "closed form", remedy))
+    return Coverage(tuple(rows))
+
+
+def as_graph(model: nn.Module | Graph, example: Example | None) -> Graph:
+    """The graph itself, or a model traced on an example."""
+    if isinstance(model, Graph):
+        return model
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Module or a revprop.Graph, given {type(model).__name__}")
+    if example is None:
+        raise ValueError("a module is traced with an example input: give one, or pass the graph of revprop.trace")
+    return trace(model, example)
+
+
+def factors_behind(graph: Graph, mode: Mode, nodes: Iterable[fx.Node]) -> list[Step]:
+    """The steps from the output down to the given nodes, factored, in reverse order.
+
+    Raises:
+        UnsupportedOperatorError: all operators on the way without a rule, at once, before anything is factored.
+    """
+    targets = set(nodes)
+    below = graph.descendants(targets)
+    on_the_way = [n for n in reversed(graph.nodes) if n in below and any(a in below for a in n.all_input_nodes)]
+    cache = _STEPS.setdefault(graph, {})
+    steps, facts, refused = [], {}, []
+    for node in on_the_way:
+        version = _version(graph, node)
+        known = cache.get((node, mode))
+        if known is None or version is None or known[0] != version:
+            try:
+                facts[node] = (version, describe(graph, node))
+            except Refusal as refusal:
+                refused.append((*_name(graph, node), str(refusal)))
+    if refused:
+        raise UnsupportedOperatorError(refused[::-1])
+    for node in on_the_way:
+        if node in facts:
+            version, fact = facts[node]
+            cache[node, mode] = (version, Step(node, _activations(graph, node), fact, mode.prepare(fact)))
+        steps.append(cache[node, mode][1])
+    return steps
+
+
+def walk(graph: Graph, mode: Mode, recorded: Mapping[fx.Node, Tensor], change: Tensor,
+         to: Sequence[fx.Node]) -> dict[fx.Node, Tensor]:
+    """Walks a correction of the output back to the given nodes, operator by operator.
+
+    Args:
+        recorded: every node's value, as :meth:`Graph.record` returns them. change: wanted minus recorded output.
+        to: the nodes whose corrections are wanted.
+
+    Returns:
+        node -> correction (wanted minus recorded value).
+    """
+    asked: dict[fx.Node, list[Tensor]] = {graph.output: [change]}
+    wanted = set(to)
+    below = graph.descendants(to)
+    found: dict[fx.Node, Tensor] = {}
+    with torch.no_grad():
+        for step in factors_behind(graph, mode, to):
+            joined = mode.join(asked.pop(step.node))
+            if step.node in wanted:
+                found[step.node] = joined
+            inputs = [recorded[node] for node in step.inputs]
+            for node, part in zip(step.inputs, mode.step(step.fact, step.state, inputs, recorded[step.node], joined), strict=True):
+                if node in below:
+                    asked.setdefault(node, []).append(part)
+        for node in to:
+            if node not in found:
+                parts = asked.get(node)
+                found[node] = mode.join(parts) if parts else torch.zeros_like(recorded[node])
+    return found
+
+
+def _activations(graph: Graph, node: fx.Node) -> tuple[fx.Node, ...]:
+    found: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), lambda a: found.append(a) if a in graph.active else None)
+    return tuple(found)
+
+
+def _version(graph: Graph, node: fx.Node) -> Any:
+    """What the weights an operator reads are now; None where torch does not tell (inference tensors)."""
+    read = graph.ancestors([node], stop=graph.active - {node})
+    versions = []
+    for constant, name in graph.constants.items():
+        if constant in read:
+            tensor = graph.tensor(name)
+            if tensor.is_inference():
+                return None
+            versions.append((name, tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device))
+    return tuple(versions)
+
+
+def _name(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
+    shape = ", ".join(["n", *map(str, graph.shape(node))]) if isinstance(node.meta.get("val"), Tensor) else "several tensors"
+    operator = str(node.target).removeprefix("aten.")
+    return operator, graph.path(node), f"({shape})"

@@ -1,0 +1,173 @@
+"""Activations: the function, its range, and the preimage nearest to a recorded value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from revprop.rules.registry import Call, Fact, Pointwise, rule
+
+aten = torch.ops.aten
+
+
+def bijection(function: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor],
+              low: float = -math.inf, high: float = math.inf) -> Pointwise:
+    """A strictly increasing function onto the open interval (low, high)."""
+    return Pointwise(function, lambda value, recorded: inverse(value), (low, high))
+
+
+def clipped(function: Callable[[Tensor], Tensor], low: float, high: float) -> Pointwise:
+    """``clamp(z, low, high)``: at an end every z beyond it is a preimage, and the recorded one is kept if it is there."""
+
+    def preimage(value: Tensor, recorded: Tensor) -> Tensor:
+        z = value
+        if low > -math.inf:
+            z = torch.where(value <= low, recorded.clamp_max(low), z)
+        if high < math.inf:
+            z = torch.where(value >= high, recorded.clamp_min(high), z)
+        return z
+
+    return Pointwise(function, preimage, (low, high), (True, True), inverse=lambda value: value)
+
+
+@rule(aten.tanh.default)
+def tanh(call: Call) -> Fact:
+    call.only()
+    return bijection(torch.tanh, torch.atanh, -1.0, 1.0)
+
+
+@rule(aten.sigmoid.default)
+def sigmoid(call: Call) -> Fact:
+    call.only()
+    return bijection(torch.sigmoid, torch.logit, 0.0, 1.0)
+
+
+@rule(aten.atan.default)
+def arctan(call: Call) -> Fact:
+    call.only()
+    return bijection(torch.atan, torch.tan, -math.pi / 2, math.pi / 2)
+
+
+@rule(aten.asinh.default)
+def arcsinh(call: Call) -> Fact:
+    call.only()
+    return bijection(torch.asinh, torch.sinh)
+
+
+@rule(aten.sinh.default)
+def sinh(call: Call) -> Fact:
+    call.only()
+    return bijection(torch.sinh, torch.asinh)
+
+
+@rule(aten.softplus.default)
+def softplus(call: Call) -> Fact:
+    """``log(1 + exp(beta z)) / beta``, the identity beyond the threshold."""
+    call.only()
+    beta, threshold = float(call["beta"]), float(call["threshold"])
+
+    def inverse(value: Tensor) -> Tensor:
+        scaled = value * beta
+        # log(expm1(y)) = y + log(-expm1(-y)) keeps its precision for large y
+        return torch.where(scaled > threshold, value, (scaled + torch.log(-torch.expm1(-scaled))) / beta)
+
+    return bijection(lambda z: F.softplus(z, beta, threshold), inverse, low=0.0)
+
+
+@rule(aten.elu.default)
+def elu(call: Call) -> Fact:
+    """``scale * z`` for positive z, ``scale * alpha * (exp(input_scale z) - 1)`` for negative: ELU and SELU."""
+    call.only()
+    alpha, scale, slope = float(call["alpha"]), float(call["scale"]), float(call["input_scale"])
+
+    def inverse(value: Tensor) -> Tensor:
+        return torch.where(value > 0, value / scale, torch.log1p(value.clamp_max(0.0) / (scale * alpha)) / slope)
+
+    return bijection(lambda z: aten.elu(z, alpha, scale, slope), inverse, low=-scale * alpha)
+
+
+@rule(aten.relu.default)
+def relu(call: Call) -> Fact:
+    call.only()
+    return clipped(torch.relu, 0.0, math.inf)
+
+
+@rule(aten.relu6.default)
+def relu6(call: Call) -> Fact:
+    call.only()
+    return clipped(F.relu6, 0.0, 6.0)
+
+
+@rule(aten.hardtanh.default)
+def hardtanh(call: Call) -> Fact:
+    call.only()
+    low, high = float(call["min_val"]), float(call["max_val"])
+    return clipped(lambda z: F.hardtanh(z, low, high), low, high)
+
+
+@rule(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default)
+def clamp(call: Call) -> Fact:
+    call.only()
+    low = -math.inf if call.get("min") is None else float(call["min"])
+    high = math.inf if call.get("max") is None else float(call["max"])
+    return clipped(lambda z: torch.clamp(z, low, high), low, high)
+
+
+@rule(aten.leaky_relu.default)
+def leaky_relu(call: Call) -> Fact:
+    call.only()
+    return two_slopes(call.like(float(call["negative_slope"])))
+
+
+@rule(aten.prelu.default)
+def prelu(call: Call) -> Fact:
+    call.only()
+    weight = call.constant("weight")
+    assert weight is not None
+    spatial = max(len(call.shape) - 1, 0)
+    return two_slopes(weight.view(-1, *[1] * spatial) if weight.numel() > 1 else weight.reshape(()))
+
+
+def two_slopes(slope: Tensor) -> Pointwise:
+    """``z`` for positive z, ``slope * z`` for negative; a learned slope may be zero or negative, then two branches compete."""
+
+    def preimage(value: Tensor, recorded: Tensor) -> Tensor:
+        positive = value.clamp_min(0.0)
+        safe = torch.where(slope == 0, 1.0, slope)
+        negative = torch.where(slope == 0, recorded.clamp_max(0.0), (value / safe).clamp_max(0.0))
+        miss_positive, miss_negative = (positive - value).abs(), (slope * negative - value).abs()
+        nearer = (negative - recorded).abs() < (positive - recorded).abs()
+        exact = torch.finfo(value.dtype).eps * value.abs() * 4
+        tie = (miss_positive <= exact) & (miss_negative <= exact)
+        return torch.where(torch.where(tie, nearer, miss_negative < miss_positive), negative, positive)
+
+    def function(z: Tensor) -> Tensor:
+        return torch.where(z > 0, z, slope * z)
+
+    low = -math.inf if bool((slope > 0).all()) else (0.0 if bool((slope <= 0).all()) else -math.inf)
+    inverse = None if bool((slope > 0).all()) else (lambda value: value)
+    return Pointwise(function, preimage, (low, math.inf), (True, True), inverse)
+
+
+@rule(aten.sin.default)
+def sin(call: Call) -> Fact:
+    """The nearest of the infinitely many branches; its textbook inverse normalises into [-1, 1] first (FR-PT 3.4)."""
+    call.only()
+
+    def preimage(value: Tensor, recorded: Tensor) -> Tensor:
+        angle, turn = torch.asin(value), 2 * math.pi
+        rising = angle + turn * torch.round((recorded - angle) / turn)
+        falling = math.pi - angle + turn * torch.round((recorded - math.pi + angle) / turn)
+        return torch.where((rising - recorded).abs() <= (falling - recorded).abs(), rising, falling)
+
+    def inverse(value: Tensor) -> Tensor:
+        if value.numel() == 0:
+            return value
+        largest = value.abs().flatten(1).amax(1).clamp_min(1.0) if value.dim() > 1 else value.abs().clamp_min(1.0)
+        return torch.asin(value / largest.view(-1, *[1] * (value.dim() - 1)))
+
+    return Pointwise(torch.sin, preimage, (-1.0, 1.0), (True, True), inverse)
