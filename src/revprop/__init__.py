@@ -1,12 +1,16 @@
 """revprop runs trained PyTorch networks backwards: reconstruct, repair, explain, regularise, generate."""
 
+from revprop.diagnosis import Diagnosis, diagnose
 from revprop.embedding import embed_labels
 from revprop.errors import ExportError, NonFiniteError, UnsupportedOperatorError
 from revprop.graph import Graph, trace
+from revprop.post_training import PostTraining, post_train
 from revprop.reconstruction import Reconstruction, reconstruct
 from revprop.reverse import check
+from revprop.training import Training, TrainingDivergedError, train_baseline
 
 __version__ = "0.1.0"
 
-__all__ = ["ExportError", "Graph", "NonFiniteError", "Reconstruction", "UnsupportedOperatorError", "check", "embed_labels",
-           "reconstruct", "trace"]
+__all__ = ["Diagnosis", "ExportError", "Graph", "NonFiniteError", "PostTraining", "Reconstruction", "Training",
+           "TrainingDivergedError", "UnsupportedOperatorError", "check", "diagnose", "embed_labels", "post_train", "reconstruct",
+           "trace", "train_baseline"]

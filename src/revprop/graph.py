@@ -117,6 +117,10 @@ class Graph:
         trainable = {id(p) for p in self.model.parameters()}
         return tuple(name for node, name in self.constants.items() if node in read and id(self.tensor(name)) in trainable)
 
+    def on(self, model: nn.Module) -> Graph:
+        """The same graph reading the parameters of a copy of the model."""
+        return Graph(model, self.fx_graph, self.inputs, self.constants, self._tensors, self.output)
+
     # -- structure -----------------------------------------------------------------------------------------------------
 
     def ancestors(self, nodes: Iterable[fx.Node], stop: Iterable[fx.Node] = ()) -> set[fx.Node]:

@@ -1,0 +1,111 @@
+"""``diagnose``: which layers' features are how far from what the labels ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from revprop.graph import Graph
+from revprop.reconstruction import Settings, reconstruct
+from revprop.reverse import as_graph
+
+__all__ = ["Diagnosis", "LayerDiagnosis", "blocks", "diagnose"]
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """One layer's distance from what the labels ask for, over all samples seen.
+
+    Attributes:
+        layer: its name. deviation: (n,) |wanted - recorded| / |recorded|. reached: (n,) whether the wanted features, run
+            forward again, give the label. maps: (features...) mean |recorded - wanted| per entry, as in FR-PT Fig. 4.
+        steps: (n,) linearisations of the global strategy; None for greedy.
+    """
+
+    layer: str
+    deviation: Tensor
+    reached: Tensor
+    maps: Tensor
+    steps: Tensor | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What :func:`diagnose` returns: ``layers`` in forward order, and ``wrong`` (n,) where the network misses the label."""
+
+    layers: tuple[LayerDiagnosis, ...]
+    wrong: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """The share of samples the network gets right."""
+        return 1 - float(self.wrong.double().mean()) if len(self.wrong) else 0.0
+
+    def rows(self) -> list[dict[str, object]]:
+        """For tables: per layer its deviations, whether reached, and which samples were wrong."""
+        return [{"layer": d.layer, "deviation": d.deviation, "reached": d.reached, "active": self.wrong} for d in self.layers]
+
+    def __str__(self) -> str:
+        width = max(5, *(len(d.layer) for d in self.layers))
+        lines = [f"accuracy {100 * self.accuracy:.2f} % of {len(self.wrong)} samples", f"{'layer':<{width}}  deviation  of wrong ones  reached"]
+        for d in self.layers:
+            wrong = float(d.deviation[self.wrong].mean()) if bool(self.wrong.any()) else 0.0
+            lines.append(f"{d.layer:<{width}}  {float(d.deviation.mean()):9.4f}  {wrong:13.4f}  {100 * float(d.reached.double().mean()):6.2f} %")
+        return "\n".join(lines)
+
+
+def blocks(graph: Graph) -> tuple[str, ...]:
+    """The layers that are direct children of the model (its blocks), or all layers where it has fewer than two.
+
+    >>> from revprop.graph import trace
+    >>> blocks(trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.zeros(1, 2)))
+    ('0', '1')
+    """
+    children = tuple(name for name in graph.layers if "." not in name and name not in ("input", "output"))
+    return children if len(children) >= 2 else tuple(name for name in graph.layers if name not in ("input", "output"))
+
+
+def diagnose(model: nn.Module | Graph, batches: Iterable[tuple[Tensor, Tensor]], layers: Sequence[str] | None = None,
+             settings: Settings = Settings()) -> Diagnosis:
+    """How far each layer's features are from the nearest ones that give the label.
+
+    Args:
+        model: a module, or the graph of :func:`revprop.trace`.
+        batches: (inputs, labels) pairs, gone through once.
+        layers: names; the model's blocks where not given.
+        settings: how to reconstruct.
+
+    Returns:
+        A :class:`Diagnosis`; ``str()`` prints a table.
+
+    Raises:
+        ValueError: no batches; and all that :func:`revprop.reconstruct` raises.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    >>> report = diagnose(net, [(torch.randn(6, 4), torch.randint(0, 3, (6,)))])
+    >>> [d.layer for d in report.layers]
+    ['0', '1', '2']
+    """
+    graph, collected, wrong = None, {}, []  # type: ignore[var-annotated]
+    options = dict(vars(settings))
+    for x, labels in batches:
+        graph = as_graph(model, x) if graph is None else graph
+        chosen = tuple(layers) if layers is not None else blocks(graph)
+        result = reconstruct(graph, x, labels, to=chosen, **options)
+        wrong.append(result.output.argmax(1) != labels)
+        for layer in chosen:
+            certificate = result.certificates[layer]
+            absolute = (result.recorded[layer] - result[layer]).abs().sum(0, dtype=torch.float64)
+            collected.setdefault(layer, []).append((certificate.deviation, certificate.reached, absolute, certificate.steps))
+    if graph is None:
+        raise ValueError("batches: expected (inputs, labels) pairs; there was none")
+    all_wrong = torch.cat(wrong)
+    found = []
+    for layer, parts in collected.items():
+        deviation, reached, absolute, steps = zip(*parts, strict=True)
+        found.append(LayerDiagnosis(layer, torch.cat(deviation), torch.cat(reached), sum(absolute) / max(len(all_wrong), 1),
+                                    None if steps[0] is None else torch.cat(steps)))
+    return Diagnosis(tuple(found), all_wrong)

@@ -1,0 +1,1 @@
+"""Experiments: one short file each, a frozen dataclass of settings and ``run(settings, ...) -> rows``."""

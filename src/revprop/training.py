@@ -1,0 +1,286 @@
+"""The one training loop: post-training and the training of baselines run on it, on lightning-fabric.
+
+Fabric places the model and its gradients (CPU, GPU, precision); the loop shuffles by its own seeded generator, checks every
+loss, and writes a checkpoint after each epoch from which an interrupted run continues to identical numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+__all__ = ["Epoch", "TrainingDivergedError", "Training", "fit", "peak_memory", "train_baseline"]
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss became NaN or infinite; says at which step, and where the last good checkpoint is."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of a training's history. Epoch 0 is the state before training. ``losses``: means over the epoch's samples."""
+
+    epoch: int
+    losses: dict[str, float]
+    accuracy: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train: the options of the loop.
+
+    Attributes:
+        epochs, batch_size, learning_rate: Adam's, the papers' 0.001 and 256.
+        seed: of the one generator that shuffles.
+        device: "auto", "cpu", "cuda", ... precision: as fabric names it.
+        checkpoint: a folder for the state after each epoch, or None; an earlier run's state there is continued.
+        progress: whether to draw a progress bar on standard error.
+    """
+
+    epochs: int = 10
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "32-true"
+    checkpoint: Path | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, given {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate: expected a positive number, given {self.learning_rate}")
+
+    def fabric(self) -> Fabric:
+        """The fabric that places the work."""
+        return Fabric(accelerator=self.device, devices=1, precision=self.precision)  # type: ignore[arg-type]
+
+
+Loss = Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]]
+
+
+def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Training, evaluate: Callable[[], float] | None = None,
+        identity: Mapping[str, Any] | None = None, description: str = "training") -> list[Epoch]:
+    """Trains the parameters of ``module`` that require gradients by Adam on shuffled batches of ``data``.
+
+    Args:
+        module: what is trained, in place.
+        data: tensors of one length; ``loss(module, batch)`` gets the same rows of each and returns named scalars, of which
+            "loss" is minimised.
+        evaluate: an accuracy in [0, 1], measured before training and after each epoch.
+        identity: what the checkpoint belongs to; a checkpoint of something else is refused.
+
+    Returns:
+        The history, one :class:`Epoch` per epoch, the state before training first.
+
+    Raises:
+        TrainingDivergedError: at the first loss that is not finite. ValueError: a checkpoint of other settings.
+
+    >>> line = nn.Linear(1, 1)
+    >>> x = torch.linspace(-1, 1, 64)[:, None]
+    >>> history = fit(line, (x, 2 * x), lambda m, b: {"loss": (m(b[0]) - b[1]).square().mean()}, Training(epochs=2, device="cpu"))
+    >>> [e.epoch for e in history]
+    [0, 1, 2]
+    """
+    fabric = training.fabric()
+    device = fabric.device
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(trained, lr=training.learning_rate)
+    wrapped, optimizer = fabric.setup(module, optimizer)  # type: ignore[assignment]
+    generator = torch.Generator().manual_seed(training.seed)
+    state = _Checkpoint(training, module, optimizer, generator, dict(identity or {}))
+    history = state.resume()
+    n = len(data[0])
+    with Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn(),
+                  disable=not training.progress, transient=True) as bar:
+        task = bar.add_task(description, total=training.epochs, completed=max(len(history) - 1, 0), note="")
+        if not history:
+            history.append(Epoch(0, {}, evaluate() if evaluate else None, 0.0))
+        for epoch in range(len(history), training.epochs + 1):
+            began = time.perf_counter()
+            order = torch.randperm(n, generator=generator)
+            sums: dict[str, float] = {}
+            for step, start in enumerate(range(0, n, training.batch_size)):
+                rows = order[start:start + training.batch_size]
+                batch = tuple(t[rows.to(t.device)].to(device) for t in data)
+                losses = loss(wrapped, batch)
+                value = float(losses["loss"].detach())
+                if not math.isfinite(value):
+                    raise TrainingDivergedError(
+                        f"the loss is {value} at step {step + 1} of epoch {epoch}; {state.kept()}. Lower the learning rate "
+                        f"({training.learning_rate}), or look for extreme values in the targets")
+                optimizer.zero_grad(set_to_none=True)
+                fabric.backward(losses["loss"])
+                optimizer.step()
+                for name, part in losses.items():
+                    sums[name] = sums.get(name, 0.0) + float(part.detach()) * len(rows)
+            seconds = time.perf_counter() - began
+            accuracy = evaluate() if evaluate else None
+            history.append(Epoch(epoch, {k: v / max(n, 1) for k, v in sums.items()}, accuracy, seconds))
+            state.save(history)
+            bar.update(task, advance=1, note="" if accuracy is None else f"{100 * accuracy:.2f} %")
+    return history
+
+
+@dataclass
+class _Checkpoint:
+    """State after an epoch: ``state-<epoch>.safetensors`` beside ``state.json``, which names it and is replaced last."""
+
+    training: Training
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    identity: dict[str, Any]
+    last: str = field(default="")
+
+    def _settings(self) -> dict[str, Any]:
+        chosen = {k: v for k, v in asdict(self.training).items() if k in ("batch_size", "learning_rate", "seed", "precision")}
+        return json.loads(json.dumps({**self.identity, **chosen}))  # type: ignore[no-any-return]
+
+    def kept(self) -> str:
+        return f"the last good state is {self.last}" if self.last else "no checkpoint was kept"
+
+    def save(self, history: list[Epoch]) -> None:
+        folder = self.training.checkpoint
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"parameter.{name}": p.detach().cpu().contiguous() for name, p in self.module.named_parameters() if p.requires_grad}
+        for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
+            for name, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{i}.{name}"] = value.detach().cpu().contiguous()
+        tensors["generator"] = self.generator.get_state()
+        name = f"state-{history[-1].epoch:04d}.safetensors"
+        save_file(tensors, folder / f".{name}.part")
+        os.replace(folder / f".{name}.part", folder / name)
+        text = json.dumps({"state": name, "settings": self._settings(), "history": [asdict(e) for e in history]}, indent=1)
+        (folder / ".state.json.part").write_text(text)
+        os.replace(folder / ".state.json.part", folder / "state.json")
+        for old in folder.glob("state-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+        self.last = str(folder / name)
+
+    def resume(self) -> list[Epoch]:
+        folder = self.training.checkpoint
+        if folder is None or not (folder / "state.json").exists():
+            return []
+        stored = json.loads((folder / "state.json").read_text())
+        if stored["settings"] != self._settings():
+            differ = sorted(k for k in {*stored["settings"], *self._settings()}
+                            if stored["settings"].get(k) != self._settings().get(k))
+            raise ValueError(f"{folder} holds the checkpoint of other settings ({', '.join(differ)} differ); "
+                             "choose another folder, or delete it to start anew")
+        with safe_open(folder / stored["state"], framework="pt") as file, torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(file.get_tensor(f"parameter.{name}"))
+            for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
+                found = [k for k in file.keys() if k.startswith(f"optimizer.{i}.")]  # noqa: SIM118 (no mapping)
+                # Adam keeps its step count on the CPU whatever the device
+                self.optimizer.state[parameter] = {
+                    k.rpartition(".")[2]: file.get_tensor(k) if k.endswith(".step") else file.get_tensor(k).to(parameter.device)
+                    for k in found}
+            self.generator.set_state(file.get_tensor("generator"))
+        self.last = str(folder / stored["state"])
+        history = [Epoch(**e) for e in stored["history"]]
+        if len(history) - 1 > self.training.epochs:
+            raise ValueError(f"{folder} has trained {len(history) - 1} epochs already, more than the {self.training.epochs} asked for")
+        return history
+
+
+def train_baseline(model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor] | None, training: Training,
+                   identity: Mapping[str, Any] | None = None) -> list[Epoch]:
+    """Trains a whole classifier, in place, by cross entropy: the baselines that post-training starts from.
+
+    Args:
+        model: (n, ...) -> (n, classes). train, test: inputs and labels.
+
+    Returns:
+        The history, with test accuracies where ``test`` is given.
+
+    >>> x, y = torch.randn(64, 4), torch.randint(0, 3, (64,))
+    >>> len(train_baseline(nn.Linear(4, 3), (x, y), (x, y), Training(epochs=1, device="cpu")))
+    2
+    """
+    def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        module.train()
+        return {"loss": nn.functional.cross_entropy(module(batch[0]), batch[1])}
+
+    def evaluate() -> float:
+        assert test is not None
+        model.eval()
+        return accuracy_of(model, zip(test[0].split(2048), test[1].split(2048), strict=True))
+
+    history = fit(model, train, loss, training, evaluate if test is not None else None, identity, "baseline")
+    model.eval()
+    return history
+
+
+def accuracy_of(function: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The share of labels that are the largest output, in [0, 1].
+
+    >>> accuracy_of(lambda x: x, [(torch.eye(2), torch.tensor([0, 0]))])
+    0.5
+    """
+    right = total = 0
+    device = next((p.device for p in function.parameters()), None) if isinstance(function, nn.Module) else None
+    with torch.no_grad():
+        for x, y in batches:
+            right += int((function(x.to(device) if device else x).argmax(1).cpu() == y.cpu()).sum())
+            total += len(y)
+    return right / max(total, 1)
+
+
+class peak_memory:
+    """Context: the peak memory of the block in bytes (``.bytes``): allocations on a GPU, else the process's resident growth.
+
+    On a system that cannot reset a process's high-water mark the CPU figure is None.
+
+    >>> with peak_memory() as peak:
+    ...     block = torch.zeros(1 << 20)
+    """
+
+    def __init__(self) -> None:
+        self.bytes: int | None = None
+
+    def __enter__(self) -> peak_memory:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self._base = torch.cuda.memory_allocated()
+        else:
+            try:
+                Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak of resident memory
+                self._base = _status("VmRSS")
+            except OSError:
+                self._base = -1
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if torch.cuda.is_available():
+            self.bytes = torch.cuda.max_memory_allocated() - self._base
+        elif self._base >= 0:
+            self.bytes = max(_status("VmHWM") - self._base, 0)
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
