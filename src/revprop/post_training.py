@@ -20,7 +20,7 @@ from revprop.errors import near_matches, require_finite
 from revprop.graph import Graph, Segment
 from revprop.reconstruction import Settings, reconstruct
 from revprop.reverse import as_graph
-from revprop.training import Epoch, Training, accuracy_of, fit, peak_memory
+from revprop.training import Epoch, Training, fit
 
 __all__ = ["PostTraining", "module_parameters", "post_train"]
 
@@ -37,7 +37,7 @@ class PostTraining:
         history: one entry per epoch, the state before training first; accuracies where validation data was given.
         trained: names of the trained parameters; parameters: how many numbers they hold.
         target_seconds: time spent on features of the frozen prefix and on wanted features. seconds: on the epochs.
-        peak_memory: bytes, while training (see :class:`revprop.training.peak_memory`).
+        peak_memory: bytes one training step keeps alive (on a GPU: the allocator's peak); 0 where no epoch was run.
     """
 
     model: nn.Module
@@ -46,7 +46,7 @@ class PostTraining:
     parameters: int
     target_seconds: float
     seconds: float
-    peak_memory: int | None
+    peak_memory: int
 
 
 def post_train(model: nn.Module | Graph, loader: Loader, start: str, stop: str, *,
@@ -121,15 +121,14 @@ def post_train(model: nn.Module | Graph, loader: Loader, start: str, stop: str, 
                         **({k: str(v) for k, v in vars(settings).items()} if weight else {})}
             evaluate = None if checked is None else _accuracy(graph, stop, names, checked, place)
             began = time.perf_counter()
-            with peak_memory() as peak:
-                history = fit(module, data, _loss(plan, weight, embedding), training, evaluate, identity, f"{method} {start} -> {stop}")
+            fitted = fit(module, data, _loss(plan, weight, embedding), training, evaluate, identity, f"{method} {start} -> {stop}")
             seconds = time.perf_counter() - began
         finally:
             for name, parameter in trained.named_parameters():
                 parameter.requires_grad_(flags[name])
                 parameter.grad = None
     count = sum(graph.tensor(name).numel() for name in names)
-    return PostTraining(trained, history, names, count, target_seconds, seconds, peak.bytes)
+    return PostTraining(trained, fitted.history, names, count, target_seconds, seconds, fitted.memory)
 
 
 def module_parameters(graph: Graph, start: str, stop: str) -> tuple[str, ...]:

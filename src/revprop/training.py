@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-__all__ = ["Epoch", "TrainingDivergedError", "Training", "fit", "peak_memory", "train_baseline"]
+__all__ = ["Epoch", "Fitted", "Training", "TrainingDivergedError", "accuracy_of", "fit", "train_baseline"]
 
 
 class TrainingDivergedError(RuntimeError):
@@ -37,6 +37,14 @@ class Epoch:
     losses: dict[str, float]
     accuracy: float | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What :func:`fit` returns: the history, and the memory of a training step in bytes (0 where no step was taken)."""
+
+    history: list[Epoch]
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ Loss = Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]]
 
 
 def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Training, evaluate: Callable[[], float] | None = None,
-        identity: Mapping[str, Any] | None = None, description: str = "training") -> list[Epoch]:
+        identity: Mapping[str, Any] | None = None, description: str = "training") -> Fitted:
     """Trains the parameters of ``module`` that require gradients by Adam on shuffled batches of ``data``.
 
     Args:
@@ -87,15 +95,15 @@ def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Trainin
         identity: what the checkpoint belongs to; a checkpoint of something else is refused.
 
     Returns:
-        The history, one :class:`Epoch` per epoch, the state before training first.
+        A :class:`Fitted`: the history, one :class:`Epoch` per epoch, the state before training first; and a step's memory.
 
     Raises:
         TrainingDivergedError: at the first loss that is not finite. ValueError: a checkpoint of other settings.
 
     >>> line = nn.Linear(1, 1)
     >>> x = torch.linspace(-1, 1, 64)[:, None]
-    >>> history = fit(line, (x, 2 * x), lambda m, b: {"loss": (m(b[0]) - b[1]).square().mean()}, Training(epochs=2, device="cpu"))
-    >>> [e.epoch for e in history]
+    >>> fitted = fit(line, (x, 2 * x), lambda m, b: {"loss": (m(b[0]) - b[1]).square().mean()}, Training(epochs=2, device="cpu"))
+    >>> [e.epoch for e in fitted.history]
     [0, 1, 2]
     """
     fabric = training.fabric()
@@ -106,6 +114,7 @@ def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Trainin
     generator = torch.Generator().manual_seed(training.seed)
     state = _Checkpoint(training, module, optimizer, generator, dict(identity or {}))
     history = state.resume()
+    memory = _StepMemory(module, device)
     n = len(data[0])
     with Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn(),
                   disable=not training.progress, transient=True) as bar:
@@ -119,7 +128,7 @@ def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Trainin
             for step, start in enumerate(range(0, n, training.batch_size)):
                 rows = order[start:start + training.batch_size]
                 batch = tuple(t[rows.to(t.device)].to(device) for t in data)
-                losses = loss(wrapped, batch)
+                losses = loss(wrapped, batch) if memory.peak else memory.measure(batch, lambda b=batch: loss(wrapped, b))
                 value = float(losses["loss"].detach())
                 if not math.isfinite(value):
                     raise TrainingDivergedError(
@@ -135,7 +144,7 @@ def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Trainin
             history.append(Epoch(epoch, {k: v / max(n, 1) for k, v in sums.items()}, accuracy, seconds))
             state.save(history)
             bar.update(task, advance=1, note="" if accuracy is None else f"{100 * accuracy:.2f} %")
-    return history
+    return Fitted(history, memory.bytes(device))
 
 
 @dataclass
@@ -228,7 +237,7 @@ def train_baseline(model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[T
         model.eval()
         return accuracy_of(model, zip(test[0].split(2048), test[1].split(2048), strict=True))
 
-    history = fit(model, train, loss, training, evaluate if test is not None else None, identity, "baseline")
+    history = fit(model, train, loss, training, evaluate if test is not None else None, identity, "baseline").history
     model.eval()
     return history
 
@@ -248,39 +257,33 @@ def accuracy_of(function: Callable[[Tensor], Tensor], batches: Iterable[tuple[Te
     return right / max(total, 1)
 
 
-class peak_memory:
-    """Context: the peak memory of the block in bytes (``.bytes``): allocations on a GPU, else the process's resident growth.
+class _StepMemory:
+    """What one training step keeps alive, in bytes: the peak of the allocator on a GPU; on a CPU, where there is no such
+    counter, the sum of parameters, gradients, Adam's two averages, the batch and every tensor saved for the backward pass."""
 
-    On a system that cannot reset a process's high-water mark the CPU figure is None.
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        parameters = [(p.untyped_storage(), p.requires_grad) for p in module.parameters()]
+        self.fixed = sum(storage.nbytes() * (4 if trained else 1) for storage, trained in parameters)
+        self.known = {storage.data_ptr() for storage, _ in parameters}
+        self.peak = 0
 
-    >>> with peak_memory() as peak:
-    ...     block = torch.zeros(1 << 20)
-    """
+    def measure(self, batch: tuple[Tensor, ...], loss: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Runs the loss once and notes what it keeps."""
+        kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in batch}
 
-    def __init__(self) -> None:
-        self.bytes: int | None = None
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self.known:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
 
-    def __enter__(self) -> peak_memory:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            self._base = torch.cuda.memory_allocated()
-        else:
-            try:
-                Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak of resident memory
-                self._base = _status("VmRSS")
-            except OSError:
-                self._base = -1
-        return self
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            losses = loss()
+        self.peak = self.fixed + sum(kept.values())
+        return losses
 
-    def __exit__(self, *exception: object) -> None:
-        if torch.cuda.is_available():
-            self.bytes = torch.cuda.max_memory_allocated() - self._base
-        elif self._base >= 0:
-            self.bytes = max(_status("VmHWM") - self._base, 0)
-
-
-def _status(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
+    def bytes(self, device: torch.device) -> int:
+        return torch.cuda.max_memory_allocated(device) if self.cuda else self.peak

@@ -47,6 +47,8 @@ class Data:
     def load(spec: str, cache: Path | None = None) -> Data:
         """A data set with each channel of each image at zero mean and unit variance (FR-PT section 4)."""
         archive = spec.endswith((".tar", ".tar.gz", ".tgz")) or spec in ("cifar10-jpeg", "tinyimagenet10")
+        if archive and cache is not None:
+            cache.parent.mkdir(parents=True, exist_ok=True)
         split = load_data(spec, cache=cache) if archive and cache is not None else load_data(spec)
         return Data(split.train.tensors(), split.test.tensors(), split.train.classes)
 

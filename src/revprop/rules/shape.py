@@ -14,23 +14,20 @@ from revprop.rules.registry import Call, Fact, Linear, Refusal, rule
 aten = torch.ops.aten
 
 
-@rule(aten.clone.default, aten.alias.default, aten.contiguous.default, aten.detach.default, aten.lift_fresh_copy.default)
+@rule(aten.clone.default, aten.alias.default, aten.detach.default, anywhere=True)
 def identity(call: Call) -> Fact:
     call.only()
     return Linear(Copy(lambda a: a, lambda z: z))
 
 
-@rule(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+@rule(aten.native_dropout.default, anywhere=True)
 def dropout(call: Call) -> Fact:
-    """The identity, in eval mode."""
-    call.only()
-    if call["train"] and call["p"] > 0:
-        raise Refusal("it drops at random even in eval mode (F.dropout without training=self.training): pass that argument")
-    return Linear(Copy(lambda a: a, lambda z: z))
+    """Only found where dropout stays on in eval mode; torch.export leaves no trace of it otherwise."""
+    raise Refusal("it drops at random even in eval mode (F.dropout without training=self.training): pass that argument")
 
 
-@rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
-      aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default)
+@rule(aten.view.default, aten._unsafe_view.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+      aten.unsqueeze.default)
 def reshape(call: Call) -> Fact:
     node = call.only()
     before, after = call.graph.shape(node), call.shape
@@ -43,7 +40,7 @@ def reshape(call: Call) -> Fact:
     return Linear(Copy(lambda a: to(a, before, after), lambda z: to(z, after, before)))
 
 
-@rule(aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.mT.default, aten.movedim.intlist)
+@rule(aten.permute.default, aten.transpose.int, aten.t.default, anywhere=True)
 def permute(call: Call) -> Fact:
     node = call.only()
     rank = len(call.graph.shape(node)) + 1
@@ -53,7 +50,7 @@ def permute(call: Call) -> Fact:
     return Linear(Copy(lambda a: a.permute(order), lambda z: z.permute(back)))
 
 
-@rule(aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.constant_pad_nd.default, aten.pad.default,
+@rule(aten.slice.Tensor, aten.select.int, aten.constant_pad_nd.default, aten.pad.default,
       aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default,
       aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default,
       aten.expand.default, aten.repeat.default, aten.flip.default, aten.roll.default, aten.pixel_shuffle.default,

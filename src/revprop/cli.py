@@ -1,0 +1,255 @@
+"""The command line: parses, calls, prints. ``revprop --help`` lists the commands."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+
+from revprop import reverse
+from revprop.datasets import data_root, load_data
+from revprop.experiments import demo, diagnosis_run, post_training_grid, reconstruction_quality
+from revprop.experiments.baseline import Baseline, Data, build_network, load_baseline
+from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct
+from revprop.graph import Graph, trace
+from revprop.networks import load_weights
+from revprop.reconstruction import Settings
+from revprop.report import diagnosis_table, reconstruction_table, study_tables, write_report
+from revprop.runs import RunStore
+
+__all__ = ["main"]
+
+console = Console(soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train a small network on handwritten digits, diagnose it, post-train every module, write a report."""
+
+    out: Path = Path("out/demo")
+    """Folder for results; running again continues."""
+    seed: int = 0
+    device: str = "cpu"
+
+    def run(self) -> None:
+        rows = demo.run(demo.Demo(Baseline("digits", "digits", 40, 64, seed=self.seed)), self.out, self.device, console.print)
+        console.print(diagnosis_table([{**layer, "active": rows[0]["wrong"]} for layer in rows[0]["layers"]]).to_rich())
+        for table in study_tables(rows):
+            console.print(table.to_rich())
+        console.print(f"report: {write_report(self.out, title='revprop demo: handwritten digits')}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """Which operators of a network can be reversed in closed form."""
+
+    network: Annotated[str, tyro.conf.Positional] = "resnet20"
+    """A name, or package.module:factory."""
+    weights: Path | None = None
+    """A safetensors file or weights-only checkpoint."""
+    shape: tuple[int, ...] | None = None
+    """One input's shape without the batch, e.g. 3 32 32; the built-in networks know theirs."""
+    seed: int = 0
+
+    def run(self) -> None:
+        model = build_network(self.network, self.seed).eval()
+        if self.weights:
+            load_weights(model, self.weights)
+        shape = self.shape or SHAPES.get(self.network)
+        if shape is None:
+            raise ValueError(f"the input shape of {self.network!r} is not known: give --shape, e.g. --shape 3 32 32")
+        generator = torch.Generator().manual_seed(self.seed)
+        graph = trace(model, torch.zeros(2, *shape))
+        coverage = reverse.check(graph)
+        console.print(str(coverage), highlight=False)
+        if coverage.covered:
+            x = torch.randn(2, *shape, generator=generator)
+            console.print(f"reversing its own output returns its own features: largest deviation {_own_deviation(graph, x):.1e}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What to run backwards, on which data."""
+
+    network: str
+    """A name, or package.module:factory."""
+    data: str
+    """A name (digits, mnist, cifar10-jpeg, ...) or the path of a file or folder."""
+    weights: Path | None = None
+    """A safetensors file or weights-only checkpoint. Without it a baseline is trained and kept in --out."""
+    mean: tuple[float, ...] | None = None
+    """Scale images to [0, 1], then by this mean and --std per channel; without it each image's channels are standardised."""
+    std: tuple[float, ...] | None = None
+    baseline_epochs: int = 20
+    out: Path = Path("out/runs")
+    """Folder for results; running again continues."""
+    seed: int = 0
+    device: str = "auto"
+
+    def load(self) -> tuple[torch.nn.Module, Data, float | None]:
+        """The trained network and its data."""
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give --mean and --std together, one number per channel")
+        if self.mean is not None and self.std is not None:
+            split = load_data(self.data)
+            data = Data((split.train.scaled(self.mean, self.std), split.train.labels),
+                        (split.test.scaled(self.mean, self.std), split.test.labels), split.train.classes)
+        else:
+            data = Data.load(self.data, cache=self.out / "cache.npz")
+        if self.weights is None:
+            baseline = Baseline(self.network, self.data, self.baseline_epochs, seed=self.seed)
+            model, accuracy, _ = load_baseline(baseline, data, self.out, self.device, progress=True)
+            return model, data, accuracy
+        model = build_network(self.network, self.seed)
+        load_weights(model, self.weights)
+        return model.eval(), data, None
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """How far each layer's features are from the nearest ones that give the label."""
+
+    model: tyro.conf.OmitArgPrefixes[Model]
+    layers: tuple[str, ...] = ()
+    """Layer names; the network's blocks where not given."""
+    samples: int = 1000
+    """So many of the test set."""
+    strategy: Literal["global", "greedy"] = "global"
+    rules: Literal["nearest", "paper"] = "nearest"
+    damping: float = 0.01
+
+    def run(self) -> None:
+        model, data, _ = self.model.load()
+        graph = trace(model, data.test[0][:2])
+        about = {"network": self.model.network, "data": self.model.data, "weights": str(self.model.weights or ""),
+                 "samples": self.samples, "seed": self.model.seed, "epochs": self.model.baseline_epochs}
+        row = diagnosis_run.run(graph, (data.test[0][:self.samples], data.test[1][:self.samples]), about, self.model.out,
+                                self.layers or None, Settings(rules=self.rules, strategy=self.strategy, damping=self.damping))
+        console.print(f"{100 * row['accuracy']:.2f} % of {row['samples']} test samples are right")
+        console.print(diagnosis_table([{**layer, "active": row["wrong"]} for layer in row["layers"]]).to_rich())
+
+
+@dataclass(frozen=True)
+class PostTrain:
+    """Train the modules after --start up to --stop towards their wanted features, everything else frozen."""
+
+    model: tyro.conf.OmitArgPrefixes[Model]
+    start: str = "input"
+    stop: str = "output"
+    method: Literal["fr", "bp", "both"] = "both"
+    alpha: float = 0.1
+    """Share of the reconstruction loss."""
+    epochs: int = 10
+    embedding: Literal["nearest", "maximum", "one_hot"] = "nearest"
+    strategy: Literal["global", "greedy"] = "global"
+    rules: Literal["nearest", "paper"] = "nearest"
+    damping: float = 0.01
+    margin: float = 0.0
+
+    def run(self) -> None:
+        from revprop.experiments.post_training_run import PostTrainingRun, run
+
+        model, data, _ = self.model.load()
+        way = Reconstruct(self.embedding, self.strategy, self.rules, self.damping, self.margin)
+        rows = []
+        for method in ("bp", "fr") if self.method == "both" else (self.method,):
+            settings = PostTrainingRun(self.model.network, self.model.data, str(self.model.weights or ""),
+                                       self.model.baseline_epochs, self.start, self.stop, method, self.alpha, self.epochs,
+                                       way, self.model.seed)
+            rows.append(run(settings, model, data, self.model.out, self.model.device))
+        for table in study_tables(rows):
+            console.print(table.to_rich())
+        console.print(f"trained weights: {', '.join(row['weights'] for row in rows)}")
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run a published experiment, or one of the project's own."""
+
+    name: Annotated[Literal["fr-pt/table1", "fr-pt/table2", "design/cifar10", "design/resnet20"], tyro.conf.Positional]
+    """Which table."""
+    seeds: int = 1
+    """So many runs of each cell (the papers: 10)."""
+    out: Path = Path("out/reproduce")
+    device: str = "auto"
+
+    def run(self) -> None:
+        folder = self.out / self.name
+        if self.name.startswith("design/"):
+            settings = {"design/cifar10": reconstruction_quality.CIFAR10, "design/resnet20": reconstruction_quality.RESNET20}[self.name]
+            rows = reconstruction_quality.run(settings, folder, data_root(), self.device, console.print)
+            console.print(reconstruction_table(rows).to_rich())
+        else:
+            grid = TABLES[self.name](tuple(range(self.seeds)))
+            rows = post_training_grid.run(grid, folder, self.device, console.print)
+            for table in study_tables(rows):
+                console.print(table.to_rich())
+        console.print(f"report: {write_report(folder, title=self.name)}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one self-contained page of everything a folder of runs holds."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    page: Path | None = None
+
+    def run(self) -> None:
+        console.print(f"report: {write_report(self.folder, self.page)}")
+        console.print(f"{len(RunStore(self.folder / 'rows').rows())} finished runs in {self.folder / 'rows'}")
+
+
+Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")] | Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")] | Annotated[PostTrain, tyro.conf.subcommand("post-train")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")] | Annotated[Report, tyro.conf.subcommand("report")]
+)
+
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "mnist-lenet": (1, 28, 28), "cifar10": (3, 32, 32),
+          "cifar10-reversed": (3, 32, 32), "cifar10-simple-cnn": (3, 32, 32), "cifar100": (3, 32, 32), "resnet20": (3, 32, 32),
+          "resnet32": (3, 32, 32), "tiny-imagenet": (3, 64, 64), "imagenette": (3, 224, 224), "imagewoof": (3, 224, 224),
+          "resnet18": (3, 224, 224)}
+
+
+def _table(network: str, data: str, epochs: int, reduced: str, seeds: tuple[int, ...]) -> PostTrainingGrid:
+    runs = f"{len(seeds)} of 10 runs" if len(seeds) < 10 else ""
+    ours = Reconstruct(strategy="global", rules="nearest")
+    return PostTrainingGrid(Baseline(network, data, epochs), alpha=0.1, epochs=10, seeds=seeds, fr=(Reconstruct(), ours),
+                            reduced="; ".join(part for part in (runs, reduced) if part))
+
+
+TABLES = {
+    "fr-pt/table1": lambda seeds: _table("mnist", "mnist", 20, "", seeds),
+    "fr-pt/table2": lambda seeds: _table("cifar10", "cifar10-jpeg", 40, "JPEG images", seeds),
+}
+
+
+def _own_deviation(graph: Graph, x: torch.Tensor) -> float:
+    from revprop.reconstruction import reconstruct
+
+    with torch.no_grad():
+        own = reconstruct(graph, x, target=graph(x), strategy="greedy")
+    return max(float(value.max()) for value in own.deviation.values())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns 0, or 2 with one line on standard error where the input is at fault."""
+    sys.path.insert(0, str(Path.cwd()))  # so that a user's own package.module:factory is found
+    try:
+        tyro.cli(Command, args=arguments, prog="revprop", description="Run trained neural networks backwards.").run()
+    except (ValueError, KeyError, OSError, ImportError, NotImplementedError, RuntimeError) as error:
+        print(f"revprop: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("revprop: stopped; the same command continues from the last finished run", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
