@@ -24,7 +24,7 @@ from revprop.runs import RunStore
 
 __all__ = ["main"]
 
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ class Model:
     seed: int = 0
     device: str = "auto"
 
+    @property
+    def data_name(self) -> str:
+        """The data as results are filed under: with its scaling, where it is not the usual one."""
+        return self.data if self.mean is None else f"{self.data}, mean {self.mean}, std {self.std}"
+
     def load(self) -> tuple[torch.nn.Module, Data, float | None]:
         """The trained network and its data."""
         if (self.mean is None) != (self.std is None):
@@ -102,7 +107,7 @@ class Model:
         else:
             data = Data.load(self.data, cache=self.out / "cache.npz")
         if self.weights is None:
-            baseline = Baseline(self.network, self.data, self.baseline_epochs, seed=self.seed)
+            baseline = Baseline(self.network, self.data_name, self.baseline_epochs, seed=self.seed)
             model, accuracy, _ = load_baseline(baseline, data, self.out, self.device, progress=True)
             return model, data, accuracy
         model = build_network(self.network, self.seed)
@@ -126,7 +131,7 @@ class Diagnose:
     def run(self) -> None:
         model, data, _ = self.model.load()
         graph = trace(model, data.test[0][:2])
-        about = {"network": self.model.network, "data": self.model.data, "weights": str(self.model.weights or ""),
+        about = {"network": self.model.network, "data": self.model.data_name, "weights": str(self.model.weights or ""),
                  "samples": self.samples, "seed": self.model.seed, "epochs": self.model.baseline_epochs}
         row = diagnosis_run.run(graph, (data.test[0][:self.samples], data.test[1][:self.samples]), about, self.model.out,
                                 self.layers or None, Settings(rules=self.rules, strategy=self.strategy, damping=self.damping))
@@ -158,7 +163,7 @@ class PostTrain:
         way = Reconstruct(self.embedding, self.strategy, self.rules, self.damping, self.margin)
         rows = []
         for method in ("bp", "fr") if self.method == "both" else (self.method,):
-            settings = PostTrainingRun(self.model.network, self.model.data, str(self.model.weights or ""),
+            settings = PostTrainingRun(self.model.network, self.model.data_name, str(self.model.weights or ""),
                                        self.model.baseline_epochs, self.start, self.stop, method, self.alpha, self.epochs,
                                        way, self.model.seed)
             rows.append(run(settings, model, data, self.model.out, self.model.device))

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from revprop.linear_map import Dense, Factor, LinearMap, batched_pinv
+from revprop.linear_map import Dense, Factor, LinearMap, _largest_eigenvalue, batched_pinv
 
 __all__ = ["Convolution"]
 
@@ -96,8 +96,8 @@ class Convolution(LinearMap):
         return (wide, narrow) if self.transposed else (narrow, wide)
 
     def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
-        if self.weight.numel() == 0 or 0 in self.size:
-            return Factor(lambda r: r.new_zeros(r.shape[0], *(self.narrow if self.transposed else self.wide)))
+        if 0 in self.size or not bool(self.weight.any()):
+            return Factor(lambda r: r.new_zeros(r.shape[0], *(self.narrow if self.transposed else self.wide)), "dense", 0.0, 0, self.size)
         if math.prod(self.weight.shape[2:]) == 1 and not any(p for pair in self.padding for p in pair):
             return self._factor_pointwise(damping)
         if solver == "fft":
@@ -145,10 +145,43 @@ class Convolution(LinearMap):
                       else r.new_zeros(0, *out), "dense", mu, rank, self.size)
 
     def _factor_spectral(self, damping: float) -> Factor:
+        if damping and not self._real and not self.transposed and self.narrow[0] <= self.wide[0] * math.prod(self.stride):
+            return self._factor_strided(damping)
         inverse, mu, _ = batched_pinv(self._spectrum(), damping)
         scale = math.prod(self.stride)
         # the rank over half the spectrum of the circular map says nothing exact about the map restricted to valid positions
         return Factor(self._apply_spectral(inverse), "fft", mu / scale if self.transposed else mu * scale, None, self.size)
+
+    def _factor_strided(self, damping: float) -> Factor:
+        """The same map for a strided convolution as ``A^T (A A^T + mu)^-1``: the inverse per output frequency, then one
+        transposed convolution on the periodically continued result; an s^2-th of the numbers, and real transforms."""
+        spectrum = self._spectrum()
+        scale = math.prod(self.stride)
+        gram = spectrum @ spectrum.mH * scale
+        mu = damping * _largest_eigenvalue(gram)
+        half = self.coarse[-1] // 2 + 1  # the result is real: half of the last dimension's frequencies say it all
+        gram = gram.view(*self.coarse, *gram.shape[1:])[(..., slice(0, half), slice(None), slice(None), slice(None))]
+        gram = gram.reshape(-1, *gram.shape[-3:])
+        inverse = torch.linalg.inv(gram + mu * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).contiguous()
+        dims = tuple(range(2, 2 + self.dims))
+        reach = [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
+        # narrow positions in front whose windows wrap around into the image
+        extra = [-(-r // s) for r, s in zip(reach, self.stride, strict=True)]
+
+        def solve(r: Tensor) -> Tensor:
+            n = r.shape[0]
+            if n == 0:
+                return r.new_zeros(0, *self.wide)
+            y = torch.fft.rfftn(r, s=self.coarse, dim=dims).reshape(n, self.groups, -1, inverse.shape[0]).permute(3, 1, 2, 0)
+            y = (inverse @ y).permute(3, 1, 2, 0).reshape(n, self.narrow[0], *self.coarse[:-1], half)
+            y = torch.fft.irfftn(y, s=self.coarse, dim=dims)
+            for dim, e in enumerate(extra, start=2):
+                y = torch.cat([y.narrow(dim, y.shape[dim] - e, e), y], dim)
+            a = _CONV_TRANSPOSE[self.dims](y, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
+            start = [e * s + lo for e, s, (lo, _) in zip(extra, self.stride, self.padding, strict=True)]
+            return a[(..., *(slice(b, b + size) for b, size in zip(start, self.wide[1:], strict=True)))]
+
+        return Factor(solve, "fft", mu, None, self.size)
 
     @property
     def _real(self) -> bool:

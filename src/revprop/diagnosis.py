@@ -49,7 +49,7 @@ class Diagnosis:
         return [{"layer": d.layer, "deviation": d.deviation, "reached": d.reached, "active": self.wrong} for d in self.layers]
 
     def __str__(self) -> str:
-        width = max(5, *(len(d.layer) for d in self.layers))
+        width = max([5, *(len(d.layer) for d in self.layers)])
         lines = [f"accuracy {100 * self.accuracy:.2f} % of {len(self.wrong)} samples", f"{'layer':<{width}}  deviation  of wrong ones  reached"]
         for d in self.layers:
             wrong = float(d.deviation[self.wrong].mean()) if bool(self.wrong.any()) else 0.0

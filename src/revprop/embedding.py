@@ -48,6 +48,8 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
     if logits.dim() != 2:
         raise ValueError(f"labels need outputs of shape (n, classes); the network's are {tuple(logits.shape)}: "
                          "give target=<wanted output> instead")
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"labels: expected a tensor (n,) of int64 class indices, given a {type(labels).__name__}")
     if labels.dtype != torch.int64:
         raise ValueError(f"labels: expected int64 class indices, given {labels.dtype}; convert with labels.long()")
     if tuple(labels.shape) != (logits.shape[0],):

@@ -66,6 +66,7 @@ class Graph:
         self.constants = dict(constants)
         self._tensors = dict(tensors)
         self._segments: dict[tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]], Segment] = {}
+        self.factored: dict[Any, Any] = {}  # what the walk backwards has factored; its steps refer to this graph, so it lives here
         depends = set(self.inputs)
         for node in graph.nodes:
             if node.op == "call_function" and _is_tensor(node) and any(a in depends for a in node.all_input_nodes):
@@ -270,17 +271,19 @@ def _from_program(model: nn.Module, program: torch.export.ExportedProgram) -> Gr
 
 
 def _canonicalise(graph: fx.Graph, node: fx.Node) -> None:
-    """Rewrites operators that return tuples into ones that return the tensor used, so that every value is a tensor."""
+    """Rewrites operators that return tuples into ones that return the tensor used, so that every value is a tensor; and squeeze."""
+    if node.target is aten.squeeze.default:  # a batch of one stays a batch
+        x = node.args[0]
+        node.target, node.args = aten.squeeze.dims, (x, [i for i, d in enumerate(x.meta["val"].shape) if i and d == 1])  # type: ignore[union-attr]
     if node.op != "call_function" or node.target is not operator.getitem:
         return
     source, index = node.args
     assert isinstance(source, fx.Node)
     target, args = source.target, source.args
     new: tuple[Any, tuple[Any, ...]] | None = None
-    if target in (aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats) and index == 0:
-        if target is aten._native_batch_norm_legit_no_training.default:
-            x, weight, bias, mean, var, momentum, eps = args
-            new = (aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False))
+    if target is aten._native_batch_norm_legit_no_training.default and index == 0:
+        x, weight, bias, mean, var, momentum, eps = args
+        new = (aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False))
     elif target in (aten.split.Tensor, aten.split_with_sizes.default) and isinstance(index, int):
         x, sizes = args[0], args[1]
         dim = args[2] if len(args) > 2 else source.kwargs.get("dim", 0)
@@ -292,6 +295,13 @@ def _canonicalise(graph: fx.Graph, node: fx.Node) -> None:
         new = (aten.select.int, (args[0], dim, index))
     elif target in _POOL_WITH_INDICES and index == 0:
         new = (_POOL_WITH_INDICES[target], args)
+    elif target in _ADAPTIVE_MAX_POOL and index == 0:
+        pool, out = _ADAPTIVE_MAX_POOL[target], node.meta["val"].shape
+        size = args[0].meta["val"].shape  # type: ignore[union-attr]
+        dims = range(len(args[1]), 0, -1)  # type: ignore[arg-type]
+        if all(size[-d] % out[-d] == 0 for d in dims):  # the windows tile the image: plain max-pooling
+            kernel = [size[-d] // out[-d] for d in dims]
+            new = (pool, (args[0], kernel, kernel))
     if new is None:
         return
     with graph.inserting_before(node):
@@ -306,6 +316,11 @@ _POOL_WITH_INDICES = {
     aten.max_pool1d_with_indices.default: aten.max_pool1d.default,
     aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
     aten.max_pool3d_with_indices.default: aten.max_pool3d.default,
+}
+_ADAPTIVE_MAX_POOL = {
+    aten.adaptive_max_pool1d.default: aten.max_pool1d.default,
+    aten.adaptive_max_pool2d.default: aten.max_pool2d.default,
+    aten.adaptive_max_pool3d.default: aten.max_pool3d.default,
 }
 
 
@@ -327,6 +342,7 @@ def _module_stack(node: fx.Node) -> list[str]:
 def _name_layers(graph: Graph) -> dict[str, fx.Node]:
     """Layer name -> node: of each module call, the one value that something outside of it uses."""
     inside: dict[str, list[fx.Node]] = {}
+    batch = str(graph.inputs[0].meta["val"].shape[:1])
     for node in graph.nodes:
         for path in _module_stack(node):
             if path:
@@ -336,7 +352,8 @@ def _name_layers(graph: Graph) -> dict[str, fx.Node]:
     for path, nodes in inside.items():
         members = set(nodes)
         leaving = [n for n in nodes if n is graph.output or any(u not in members and u in order for u in n.users)]
-        if len(leaving) == 1 and isinstance(leaving[0].meta.get("val"), Tensor):
+        # features are per sample: a value that merges or moves the batch dimension is no layer
+        if len(leaving) == 1 and isinstance(value := leaving[0].meta.get("val"), Tensor) and str(value.shape[:1]) == batch:
             found[path] = leaving[0]
     named = dict(sorted(found.items(), key=lambda item: (order[item[1]], -item[0].count("."))))
     first = {"input": graph.inputs[0]} if len(graph.inputs) == 1 else {f"input:{n.name}": n for n in graph.inputs}

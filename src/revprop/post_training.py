@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import tempfile
 import time
@@ -100,6 +101,8 @@ def post_train(model: nn.Module | Graph, loader: Loader, start: str, stop: str, 
         raise ValueError("loader: expected batches of (inputs, labels); it gave none")
     source = as_graph(model, first[0])
     names = module_parameters(source, start, stop)
+    for name, value in source.model.named_parameters():
+        require_finite(value.detach(), f"parameter {name!r}")
     trained = copy.deepcopy(source.model)
     place = training.fabric().device
     trained.to(place)
@@ -117,17 +120,17 @@ def post_train(model: nn.Module | Graph, loader: Loader, start: str, stop: str, 
             for name, parameter in trained.named_parameters():
                 parameter.requires_grad_(name in names)
             module = _Trained(graph, plan, names)
-            identity = {"start": start, "stop": stop, "method": method, "alpha": weight, "samples": len(data[0]),
+            identity = {"model": _fingerprint(source.model), "start": start, "stop": stop, "method": method, "alpha": weight,
+                        "samples": len(data[0]),
                         **({k: str(v) for k, v in vars(settings).items()} if weight else {})}
             evaluate = None if checked is None else _accuracy(graph, stop, names, checked, place)
-            began = time.perf_counter()
             fitted = fit(module, data, _loss(plan, weight, embedding), training, evaluate, identity, f"{method} {start} -> {stop}")
-            seconds = time.perf_counter() - began
         finally:
             for name, parameter in trained.named_parameters():
                 parameter.requires_grad_(flags[name])
                 parameter.grad = None
     count = sum(graph.tensor(name).numel() for name in names)
+    seconds = sum(epoch.seconds for epoch in fitted.history)  # those of an interrupted run before this one, too
     return PostTraining(trained, fitted.history, names, count, target_seconds, seconds, fitted.memory)
 
 
@@ -236,9 +239,8 @@ def _prepare(graph: Graph, plan: _Plan, batches: Iterable[tuple[Tensor, Tensor]]
             wanted = reconstruct(graph, values, labels.to(place), to=stop, **chosen)[stop]
             require_finite(wanted, f"wanted features of {stop!r}")
             row.append(wanted)
-        elif columns == []:
-            with torch.no_grad():
-                check_labels(graph.segment(graph.inputs, (graph.output,))(*values)[0], labels.to(place))
+        else:
+            check_labels(torch.empty(len(values[0]), *graph.shape(graph.output), device="meta"), labels)
         columns = columns or [_Column(folder / f"{i}.bin", budget // len(row)) for i in range(len(row))]
         for column, value in zip(columns, row, strict=True):
             column.append(value.detach())
@@ -267,6 +269,15 @@ class _Column:
         self.file.close()
         count = self.size // torch.empty((), dtype=self.dtype).element_size()
         return torch.from_file(str(self.path), shared=False, size=count, dtype=self.dtype).view(-1, *self.shape)
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Of the weights that post-training starts from: a checkpoint of another model's is not to be continued."""
+    digest = hashlib.sha256()
+    for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def _batches(loader: Loader, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:

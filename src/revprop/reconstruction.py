@@ -216,16 +216,19 @@ def reconstruct(model: nn.Module | Graph, x: Example, labels: Tensor | None = No
     graph = as_graph(model, x)
     if (labels is None) == (target is None):
         raise ValueError("give either labels=<class indices> or target=<wanted output>")
-    layers = (to,) if isinstance(to, str) else (tuple(to) if to is not None else graph.layers)
-    nodes = {layer: graph.node(layer) for layer in layers}
+    nodes = _nodes(graph, to)
     values = graph.check_input(x)
     for name, parameter in graph.model.named_parameters():
         require_finite(parameter.detach(), f"parameter {name!r}")
     n = values[0].shape[0]
     if target is not None:
         _check_target(graph, target, n)
+    else:
+        check_labels(torch.empty(n, *graph.shape(graph.output), device="meta"), labels)
     if settings.strategy == "greedy":
         factors_behind(graph, settings.mode(), nodes.values())  # refuses before any computation
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected a number of samples >= 1; given {batch_size}")
     starts = range(0, n, batch_size) if n else [0]
     parts = []
     for start in starts:
@@ -246,8 +249,8 @@ def _reconstruct_batch(graph: Graph, values: tuple[Tensor, ...], labels: Tensor 
         recorded = dict(zip(kept, graph.segment(graph.inputs, kept)(*values), strict=True))
     recorded.update(zip(graph.inputs, values, strict=True))
     output = recorded[graph.output]
+    require_finite(output, "the network's output on this input")
     if labels is not None:
-        check_labels(output, labels)
         wanted = embed_labels(output, labels, settings.embedding, settings.margin)
         free = settings.embedding == "nearest"  # any output in which the label wins will do
         goal = global_solve.Goal(labels, None, settings.margin)
@@ -290,6 +293,18 @@ def _join(parts: list[Reconstruction]) -> Reconstruction:
         join([p.wanted for p in parts]), first.settings, goal,
         {k: tuple(join([p._held[k][i] for p in parts]) for i in range(len(first._held[k]))) for k in first._held},
         {k: join([p._steps[k] for p in parts]) for k in first._steps})
+
+
+def _nodes(graph: Graph, to: str | Sequence[str] | None) -> dict[str, fx.Node]:
+    """The nodes of the layers asked for; None asks for all whose values can move (token indices cannot)."""
+    if to is None:
+        return {layer: node for layer in graph.layers if (node := graph.node(layer)).meta["val"].is_floating_point()}
+    nodes = {layer: graph.node(layer) for layer in ([to] if isinstance(to, str) else to)}
+    for layer, node in nodes.items():
+        if not node.meta["val"].is_floating_point():
+            raise ValueError(f"layer {layer!r} holds {node.meta['val'].dtype}: only floating point features can be reconstructed; "
+                             "name a layer behind it")
+    return nodes
 
 
 def _check_target(graph: Graph, target: Tensor, n: int) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -54,10 +53,6 @@ class Coverage:
         return "\n".join([*lines, f"{good} of {len(self.rows)} operators covered: {verdict}"])
 
 
-# graph -> (node, mode) -> (versions of the weights read, step); a step is factored again only when its weights have changed
-_STEPS: WeakKeyDictionary[Graph, dict[tuple[fx.Node, Mode], tuple[Any, Step]]] = WeakKeyDictionary()
-
-
 def check(model: nn.Module | Graph, example: Example | None = None) -> Coverage:
     """Coverage of a network by reverse rules: every operator, its module, whether it has a closed form.
 
@@ -75,7 +70,7 @@ def check(model: nn.Module | Graph, example: Example | None = None) -> Coverage:
     """
     graph = as_graph(model, example)
     rows = []
-    for node in graph.nodes:
+    for node in _operators(graph):
         remedy = ""
         try:
             describe(graph, node)
@@ -104,23 +99,25 @@ def factors_behind(graph: Graph, mode: Mode, nodes: Iterable[fx.Node]) -> list[S
     """
     targets = set(nodes)
     below = graph.descendants(targets)
-    on_the_way = [n for n in reversed(graph.nodes) if n in below and any(a in below for a in n.all_input_nodes)]
-    cache = _STEPS.setdefault(graph, {})
+    on_the_way = [n for n in reversed(_operators(graph)) if n in below and any(a in below for a in n.all_input_nodes)]
+    # (node, mode) -> (copies of the weights read, step); a step is factored again only when its weights have changed
+    cache: dict[tuple[fx.Node, Mode], tuple[list[Tensor], Step]] = graph.factored
     steps, facts, refused = [], {}, []
     for node in on_the_way:
-        version = _version(graph, node)
+        weights = _weights(graph, node)
         known = cache.get((node, mode))
-        if known is None or version is None or known[0] != version:
+        if known is None or not all(_same(old, new) for old, new in zip(known[0], weights, strict=True)):
             try:
-                facts[node] = (version, describe(graph, node))
+                facts[node] = (weights, describe(graph, node))
             except Refusal as refusal:
                 refused.append((*_name(graph, node), str(refusal)))
     if refused:
         raise UnsupportedOperatorError(refused[::-1])
     for node in on_the_way:
         if node in facts:
-            version, fact = facts[node]
-            cache[node, mode] = (version, Step(node, _activations(graph, node), fact, mode.prepare(fact)))
+            weights, fact = facts[node]
+            kept = [weight.clone() for weight in weights]
+            cache[node, mode] = (kept, Step(node, _activations(graph, node), fact, mode.prepare(fact)))
         steps.append(cache[node, mode][1])
     return steps
 
@@ -156,26 +153,29 @@ def walk(graph: Graph, mode: Mode, recorded: Mapping[fx.Node, Tensor], change: T
     return found
 
 
+def _operators(graph: Graph) -> list[fx.Node]:
+    """The operators; what picks one of several results belongs to the operator that returns them (none has a rule)."""
+    return [node for node in graph.nodes if node.target is not operator.getitem]
+
+
 def _activations(graph: Graph, node: fx.Node) -> tuple[fx.Node, ...]:
     found: list[fx.Node] = []
     fx.map_arg((node.args, node.kwargs), lambda a: found.append(a) if a in graph.active else None)
     return tuple(found)
 
 
-def _version(graph: Graph, node: fx.Node) -> Any:
-    """What the weights an operator reads are now; None where torch does not tell (inference tensors)."""
+def _weights(graph: Graph, node: fx.Node) -> list[Tensor]:
+    """The weights an operator reads, as they are now."""
     read = graph.ancestors([node], stop=graph.active - {node})
-    versions = []
-    for constant, name in graph.constants.items():
-        if constant in read:
-            tensor = graph.tensor(name)
-            if tensor.is_inference():
-                return None
-            versions.append((name, tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device))
-    return tuple(versions)
+    return [graph.tensor(name).detach() for constant, name in graph.constants.items() if constant in read]
+
+
+def _same(old: Tensor, new: Tensor) -> bool:
+    """By value: torch's version counters miss edits through ``.data``."""
+    return old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
 
 
 def _name(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
     shape = ", ".join(["n", *map(str, graph.shape(node))]) if isinstance(node.meta.get("val"), Tensor) else "several tensors"
-    operator = str(node.target).removeprefix("aten.")
-    return operator, graph.path(node), f"({shape})"
+    name = str(node.target).removeprefix("aten.")
+    return name, graph.path(node), f"({shape})"

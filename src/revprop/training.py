@@ -10,7 +10,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -53,7 +54,7 @@ class Training:
 
     Attributes:
         epochs, batch_size, learning_rate: Adam's, the papers' 0.001 and 256.
-        seed: of the one generator that shuffles.
+        seed: of the one generator that shuffles, and of what a module draws in training (dropout); torch's own is left alone.
         device: "auto", "cpu", "cuda", ... precision: as fabric names it.
         checkpoint: a folder for the state after each epoch, or None; an earlier run's state there is continued.
         progress: whether to draw a progress bar on standard error.
@@ -125,20 +126,23 @@ def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Trainin
             began = time.perf_counter()
             order = torch.randperm(n, generator=generator)
             sums: dict[str, float] = {}
-            for step, start in enumerate(range(0, n, training.batch_size)):
-                rows = order[start:start + training.batch_size]
-                batch = tuple(t[rows.to(t.device)].to(device) for t in data)
-                losses = loss(wrapped, batch) if memory.peak else memory.measure(batch, lambda b=batch: loss(wrapped, b))
-                value = float(losses["loss"].detach())
-                if not math.isfinite(value):
-                    raise TrainingDivergedError(
-                        f"the loss is {value} at step {step + 1} of epoch {epoch}; {state.kept()}. Lower the learning rate "
-                        f"({training.learning_rate}), or look for extreme values in the targets")
-                optimizer.zero_grad(set_to_none=True)
-                fabric.backward(losses["loss"])
-                optimizer.step()
-                for name, part in losses.items():
-                    sums[name] = sums.get(name, 0.0) + float(part.detach()) * len(rows)
+            step = 0
+            with _seeded(1_000_003 * training.seed + epoch, device):
+                for step, start in enumerate(range(0, n, training.batch_size), start=1):
+                    rows = order[start:start + training.batch_size]
+                    batch = tuple(t[rows.to(t.device)].to(device) for t in data)
+                    losses = loss(wrapped, batch) if memory.peak else memory.measure(batch, lambda b=batch: loss(wrapped, b))
+                    value = float(losses["loss"].detach())
+                    if not math.isfinite(value):
+                        raise state.diverged(f"the loss is {value}", step, epoch)
+                    optimizer.zero_grad(set_to_none=True)
+                    fabric.backward(losses["loss"])
+                    optimizer.step()
+                    for name, part in losses.items():
+                        sums[name] = sums.get(name, 0.0) + float(part.detach()) * len(rows)
+            # a finite loss can have an infinite gradient: what that leaves behind must not replace the last good state
+            if not all(bool(p.detach().isfinite().all()) for p in trained):
+                raise state.diverged("a trained parameter is NaN or infinite", step, epoch)
             seconds = time.perf_counter() - began
             accuracy = evaluate() if evaluate else None
             history.append(Epoch(epoch, {k: v / max(n, 1) for k, v in sums.items()}, accuracy, seconds))
@@ -162,8 +166,10 @@ class _Checkpoint:
         chosen = {k: v for k, v in asdict(self.training).items() if k in ("batch_size", "learning_rate", "seed", "precision")}
         return json.loads(json.dumps({**self.identity, **chosen}))  # type: ignore[no-any-return]
 
-    def kept(self) -> str:
-        return f"the last good state is {self.last}" if self.last else "no checkpoint was kept"
+    def diverged(self, what: str, step: int, epoch: int) -> TrainingDivergedError:
+        kept = f"the last good state is {self.last}" if self.last else "no checkpoint was kept"
+        return TrainingDivergedError(f"{what} at step {step} of epoch {epoch}; {kept}. Lower the learning rate "
+                                     f"({self.training.learning_rate}), or look for extreme values in the targets")
 
     def save(self, history: list[Epoch]) -> None:
         folder = self.training.checkpoint
@@ -171,6 +177,7 @@ class _Checkpoint:
             return
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"parameter.{name}": p.detach().cpu().contiguous() for name, p in self.module.named_parameters() if p.requires_grad}
+        tensors |= {f"buffer.{name}": b.detach().cpu().contiguous() for name, b in self.module.named_buffers()}
         for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
             for name, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{i}.{name}"] = value.detach().cpu().contiguous()
@@ -190,16 +197,25 @@ class _Checkpoint:
         folder = self.training.checkpoint
         if folder is None or not (folder / "state.json").exists():
             return []
-        stored = json.loads((folder / "state.json").read_text())
+        try:
+            stored = json.loads((folder / "state.json").read_text())
+        except ValueError as error:
+            raise ValueError(f"{folder / 'state.json'} is damaged ({error}); delete {folder} to start anew") from error
         if stored["settings"] != self._settings():
             differ = sorted(k for k in {*stored["settings"], *self._settings()}
                             if stored["settings"].get(k) != self._settings().get(k))
             raise ValueError(f"{folder} holds the checkpoint of other settings ({', '.join(differ)} differ); "
                              "choose another folder, or delete it to start anew")
-        with safe_open(folder / stored["state"], framework="pt") as file, torch.no_grad():
+        try:
+            opened = safe_open(folder / stored["state"], framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{folder / stored['state']} is no whole checkpoint ({error}); delete {folder} to start anew") from error
+        with opened as file, torch.no_grad():
             for name, parameter in self.module.named_parameters():
                 if parameter.requires_grad:
                     parameter.copy_(file.get_tensor(f"parameter.{name}"))
+            for name, buffer in self.module.named_buffers():
+                buffer.copy_(file.get_tensor(f"buffer.{name}"))
             for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
                 found = [k for k in file.keys() if k.startswith(f"optimizer.{i}.")]  # noqa: SIM118 (no mapping)
                 # Adam keeps its step count on the CPU whatever the device
@@ -212,6 +228,19 @@ class _Checkpoint:
         if len(history) - 1 > self.training.epochs:
             raise ValueError(f"{folder} has trained {len(history) - 1} epochs already, more than the {self.training.epochs} asked for")
         return history
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """What is drawn inside (dropout) comes from the seed; the random state outside is as it was."""
+    cuda = [device] if device.type == "cuda" else []
+    # torch.manual_seed would also seed other accelerators, which this fork does not put back
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed % 2**63)
+        for place in cuda:
+            with torch.cuda.device(place):
+                torch.cuda.manual_seed(seed % 2**63)
+        yield
 
 
 def train_baseline(model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor] | None, training: Training,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -107,24 +108,50 @@ class Windows:
             at = self.argmax(x)
             raised = (target.flatten(2) - x.flatten(2).gather(2, at)).clamp_min_(0.0)
             return cut.flatten(2).scatter_add_(2, at, raised).view(x.shape)
-        index = self.index.to(x.device)
-        lead = x.shape[:2]
-        goal, flat = target.flatten(2), x.flatten(2)
-        around = index.flatten().expand(*lead, -1)
-        cap = flat.new_full((*lead, self.positions + 1), math.inf).scatter_reduce_(
-            2, around, goal.repeat_interleave(index.shape[1], dim=2), "amin")
-        cut = torch.minimum(flat, cap[..., : self.positions])
-        padding = (index == self.positions).expand(*lead, -1, -1)
-        values = F.pad(cut, (0, 1), value=-math.inf)[..., index]
-        room = cap[..., index].masked_fill(padding, -math.inf)
-        wanting = values.amax(-1) < goal if values.numel() else torch.zeros_like(goal, dtype=torch.bool)
-        eligible = room >= goal.unsqueeze(-1)
-        none = ~eligible.any(-1, keepdim=True)
-        choice = torch.where(none, room, values.masked_fill(~eligible, -math.inf)).max(-1, keepdim=True).indices \
-            if values.numel() else goal.unsqueeze(-1).long()
-        at = index.expand(*lead, -1, -1).gather(-1, choice).squeeze(-1)
-        level = torch.minimum(goal, room.gather(-1, choice).squeeze(-1))
-        at = torch.where(wanting, at, self.positions)
-        out = F.pad(cut, (0, 1), value=-math.inf).scatter_reduce_(2, at, level, "amax")[..., : self.positions]
-        return (out - flat).view(x.shape)
+        if x.numel() == 0 or target.numel() == 0:
+            return torch.zeros_like(x)
+        inside = (..., *(slice(p, p + size) for p, size in zip(self.padding, self.size, strict=True)))
+        # what padding may rise to: nothing
+        cap, values = (self._padded(target) for _ in range(2))
+        cap[inside] = math.inf
+        views = [(..., *place) for place in self._offsets()]
+        for view in views:  # the smallest target among the windows around each position
+            cap[view].clamp_(max=target)
+        values[inside] = torch.minimum(x, cap[inside])
+        pooled = _MAX_POOL[len(self.size)](values[inside], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
+        wanting = pooled < target
+        best, choice = torch.full_like(target, -math.inf), torch.full_like(target, -1, dtype=torch.int16)
+        for j, view in enumerate(views):
+            value = torch.where(cap[view] >= target, values[view], -math.inf)
+            choice.masked_fill_(value > best, j)
+            torch.maximum(best, value, out=best)
+        choice.masked_fill_(~wanting, -1)
+        for j, view in enumerate(views):
+            values[view].copy_(torch.where(choice == j, target, values[view]))
+        stuck = (wanting & (choice < 0)).nonzero()
+        if len(stuck):
+            self._raise_as_far(values, cap, views, stuck)
+        return values[inside] - x
 
+    @staticmethod
+    def _raise_as_far(values: Tensor, cap: Tensor, views: Sequence[tuple[object, ...]], stuck: Tensor) -> None:
+        """Windows whose target no entry may reach: the entry with the most room takes it."""
+        at = tuple(stuck.unbind(1))
+        room = torch.stack([cap[view][at] for view in views])
+        level, choice = room.max(0)
+        for j in range(len(views)):
+            mine = tuple(index[choice == j] for index in at)
+            view = values[views[j]]
+            view[mine] = torch.maximum(view[mine], level[choice == j])
+
+    def _offsets(self) -> Iterator[tuple[slice, ...]]:
+        """For each entry of a window, where it lies in the padded image for all windows at once."""
+        for offset in itertools.product(*(range(k) for k in self.kernel)):
+            yield tuple(slice(i * d, i * d + (o - 1) * s + 1, s) for i, o, s, d in
+                        zip(offset, self.out, self.stride, self.dilation, strict=True))
+
+    def _padded(self, like: Tensor) -> Tensor:
+        reach = [(o - 1) * s + d * (k - 1) + 1 for o, k, s, d in
+                 zip(self.out, self.kernel, self.stride, self.dilation, strict=True)]
+        room = [max(r, size + p) for r, size, p in zip(reach, self.size, self.padding, strict=True)]
+        return like.new_full((*like.shape[:2], *room), -math.inf)

@@ -15,7 +15,7 @@ from revprop.networks import NETWORKS, load_network, load_weights
 from revprop.runs import RunStore
 from revprop.training import Training, train_baseline
 
-__all__ = ["Baseline", "Data", "build_network", "load_baseline"]
+__all__ = ["Baseline", "Data", "build_network", "load_baseline", "save_weights"]
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,19 @@ def load_baseline(baseline: Baseline, data: Data, folder: Path, device: str = "a
         training = Training(baseline.epochs, baseline.batch_size, baseline.learning_rate, baseline.seed, device,
                             checkpoint=folder / "baselines" / store.key(settings), progress=progress)
         history = train_baseline(model, data.train, data.test, training, settings)
-        part = weights.with_suffix(".part")
-        save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, part)
-        part.replace(weights)
+        save_weights(model, weights)
         return {"accuracy": history[-1].accuracy, "parameters": sum(p.numel() for p in model.parameters()),
                 "history": [_flat(asdict(e)) for e in history]}
 
     row = store.run(settings, train)
     load_weights(model, weights)
     return model.cpu().eval(), float(row["accuracy"]), row
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes a state dict as safetensors, in one step; a tensor that two modules share is written for each."""
+    save_file({k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
 
 
 def _flat(epoch: dict[str, Any]) -> dict[str, Any]:

@@ -79,6 +79,9 @@ def run(grid: PostTrainingGrid, folder: Path, device: str = "auto",
         graph = trace(model, data.train[0][:2])
         layers = blocks(graph)
         chosen = [p for p in pairs(layers) if grid.cells is None or p[2:] in grid.cells]
+        strange = sorted(set(grid.cells or ()) - {p[2:] for p in chosen})
+        if strange:
+            raise ValueError(f"cells: {strange} are not (start, stop) in forward order of input, {', '.join(layers)}")
         total, done = len(chosen) * (int(grid.bp) + len(grid.fr)), 0
         for l_start, l_stop, start, stop in chosen:
             options: list[tuple[str, Reconstruct | None]] = [("bp", None)] if grid.bp else []

@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import nn
 
 from revprop.diagnosis import blocks
-from revprop.experiments.baseline import Data, _flat
+from revprop.experiments.baseline import Data, _flat, save_weights
 from revprop.experiments.post_training_grid import Reconstruct
 from revprop.graph import trace
 from revprop.post_training import post_train
@@ -53,8 +52,7 @@ def run(settings: PostTrainingRun, model: nn.Module, data: Data, folder: Path, d
                             device=device, checkpoint=folder / "checkpoints" / name, progress=True,
                             **(asdict(settings.way) if settings.method == "fr" else {}))
         weights = folder / f"{settings.network.replace(':', '.')}-{settings.method}-{settings.start}-{settings.stop}-{name}.safetensors"
-        save_file({k: v.cpu().contiguous() for k, v in result.model.state_dict().items()}, weights.with_suffix(".part"))
-        weights.with_suffix(".part").replace(weights)
+        save_weights(result.model, weights)
         return {"l_start": names.index(settings.start) if settings.start in names else 0,
                 "l_stop": names.index(settings.stop) if settings.stop in names else len(names) - 1,
                 "parameters": result.parameters, "peak_memory_bytes": result.peak_memory, "seconds": result.seconds,

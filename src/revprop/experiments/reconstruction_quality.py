@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from revprop.datasets import load_data
 from revprop.diagnosis import blocks, diagnose
-from revprop.experiments.baseline import Baseline, Data, load_baseline
+from revprop.experiments.baseline import Baseline, Data, build_network, load_baseline
 from revprop.graph import Graph, trace
-from revprop.networks import load_weights, resnet
+from revprop.networks import load_weights
 from revprop.reconstruction import Settings
 from revprop.runs import RunStore
 
@@ -83,10 +83,11 @@ def run(settings: ReconstructionQuality, folder: Path, data_root: Path, device: 
                 began = time.perf_counter()
                 result = diagnose(graph, zip(x.split(256), goal.split(256), strict=True), layers, way)
                 seconds = time.perf_counter() - began
+                wrong = bool(result.wrong.any())
                 return {"accuracy": accuracy, "seconds": seconds, "layers": [
                     {"layer": d.layer, "reached": float(d.reached.double().mean()), "deviation": float(d.deviation.double().mean()),
-                     "deviation_wrong": float(d.deviation[result.wrong].double().mean()) if bool(result.wrong.any()) else 0.0,
-                     "steps": None if d.steps is None else float(d.steps[result.wrong].double().mean()),
+                     "deviation_wrong": float(d.deviation[result.wrong].double().mean()) if wrong else 0.0,
+                     "steps": float(d.steps[result.wrong].double().mean()) if wrong and d.steps is not None else None,
                      "most_steps": None if d.steps is None else int(d.steps.max())} for d in result.layers]}
 
             row = store.run(key, measure)
@@ -99,7 +100,7 @@ def run(settings: ReconstructionQuality, folder: Path, data_root: Path, device: 
 
 def _network(settings: ReconstructionQuality, folder: Path, data_root: Path, device: str) -> tuple[Graph, Tensor, Tensor, float]:
     if settings.weights:
-        model: nn.Module = resnet.resnet20()
+        model = build_network(settings.network, settings.seed)
         load_weights(model, data_root / settings.weights)
         images = getattr(load_data(settings.data), settings.split)
         x, labels = images.scaled(IMAGENET_MEAN, IMAGENET_STD)[:settings.samples], images.labels[:settings.samples]

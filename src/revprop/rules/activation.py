@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from revprop.rules.registry import Call, Fact, Pointwise, rule
+from revprop.rules.registry import Call, Fact, Pointwise, Refusal, rule
 
 aten = torch.ops.aten
 
@@ -34,37 +34,37 @@ def clipped(function: Callable[[Tensor], Tensor], low: float, high: float) -> Po
     return Pointwise(function, preimage, (low, high), (True, True), inverse=lambda value: value)
 
 
-@rule(aten.tanh.default)
+@rule(aten.tanh.default, anywhere=True)
 def tanh(call: Call) -> Fact:
     call.only()
     return bijection(torch.tanh, torch.atanh, -1.0, 1.0)
 
 
-@rule(aten.sigmoid.default)
+@rule(aten.sigmoid.default, anywhere=True)
 def sigmoid(call: Call) -> Fact:
     call.only()
     return bijection(torch.sigmoid, torch.logit, 0.0, 1.0)
 
 
-@rule(aten.atan.default)
+@rule(aten.atan.default, anywhere=True)
 def arctan(call: Call) -> Fact:
     call.only()
     return bijection(torch.atan, torch.tan, -math.pi / 2, math.pi / 2)
 
 
-@rule(aten.asinh.default)
+@rule(aten.asinh.default, anywhere=True)
 def arcsinh(call: Call) -> Fact:
     call.only()
     return bijection(torch.asinh, torch.sinh)
 
 
-@rule(aten.sinh.default)
+@rule(aten.sinh.default, anywhere=True)
 def sinh(call: Call) -> Fact:
     call.only()
     return bijection(torch.sinh, torch.asinh)
 
 
-@rule(aten.softplus.default)
+@rule(aten.softplus.default, anywhere=True)
 def softplus(call: Call) -> Fact:
     """``log(1 + exp(beta z)) / beta``, the identity beyond the threshold."""
     call.only()
@@ -78,11 +78,29 @@ def softplus(call: Call) -> Fact:
     return bijection(lambda z: F.softplus(z, beta, threshold), inverse, low=0.0)
 
 
-@rule(aten.elu.default)
+@rule(aten.elu.default, anywhere=True)
 def elu(call: Call) -> Fact:
-    """``scale * z`` for positive z, ``scale * alpha * (exp(input_scale z) - 1)`` for negative: ELU and SELU."""
     call.only()
-    alpha, scale, slope = float(call["alpha"]), float(call["scale"]), float(call["input_scale"])
+    return exponential_units(float(call["alpha"]), float(call["scale"]), float(call["input_scale"]))
+
+
+@rule(aten.celu.default, anywhere=True)
+def celu(call: Call) -> Fact:
+    call.only()
+    return exponential_units(float(call["alpha"]), 1.0, 1.0 / float(call["alpha"]))
+
+
+@rule(aten.selu.default, anywhere=True)
+def selu(call: Call) -> Fact:
+    """With the constants of Klambauer et al., 2017."""
+    call.only()
+    return exponential_units(1.6732632423543772, 1.0507009873554805, 1.0)
+
+
+def exponential_units(alpha: float, scale: float, slope: float) -> Pointwise:
+    """``scale * z`` for positive z, ``scale * alpha * (exp(slope z) - 1)`` for negative: ELU, CELU and SELU."""
+    if min(alpha, scale, slope) <= 0:
+        raise Refusal('it is only invertible for a positive alpha; use strategy="global"')
 
     def inverse(value: Tensor) -> Tensor:
         return torch.where(value > 0, value / scale, torch.log1p(value.clamp_max(0.0) / (scale * alpha)) / slope)
@@ -90,26 +108,26 @@ def elu(call: Call) -> Fact:
     return bijection(lambda z: aten.elu(z, alpha, scale, slope), inverse, low=-scale * alpha)
 
 
-@rule(aten.relu.default)
+@rule(aten.relu.default, anywhere=True)
 def relu(call: Call) -> Fact:
     call.only()
     return clipped(torch.relu, 0.0, math.inf)
 
 
-@rule(aten.relu6.default)
+@rule(aten.relu6.default, anywhere=True)
 def relu6(call: Call) -> Fact:
     call.only()
     return clipped(F.relu6, 0.0, 6.0)
 
 
-@rule(aten.hardtanh.default)
+@rule(aten.hardtanh.default, anywhere=True)
 def hardtanh(call: Call) -> Fact:
     call.only()
     low, high = float(call["min_val"]), float(call["max_val"])
     return clipped(lambda z: F.hardtanh(z, low, high), low, high)
 
 
-@rule(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default)
+@rule(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, anywhere=True)
 def clamp(call: Call) -> Fact:
     call.only()
     low = -math.inf if call.get("min") is None else float(call["min"])
@@ -117,7 +135,7 @@ def clamp(call: Call) -> Fact:
     return clipped(lambda z: torch.clamp(z, low, high), low, high)
 
 
-@rule(aten.leaky_relu.default)
+@rule(aten.leaky_relu.default, anywhere=True)
 def leaky_relu(call: Call) -> Fact:
     call.only()
     return two_slopes(call.like(float(call["negative_slope"])))
@@ -142,7 +160,7 @@ def two_slopes(slope: Tensor) -> Pointwise:
         miss_positive, miss_negative = (positive - value).abs(), (slope * negative - value).abs()
         nearer = (negative - recorded).abs() < (positive - recorded).abs()
         exact = torch.finfo(value.dtype).eps * value.abs() * 4
-        tie = (miss_positive <= exact) & (miss_negative <= exact)
+        tie = (miss_positive - miss_negative).abs() <= exact
         return torch.where(torch.where(tie, nearer, miss_negative < miss_positive), negative, positive)
 
     def function(z: Tensor) -> Tensor:
@@ -153,7 +171,7 @@ def two_slopes(slope: Tensor) -> Pointwise:
     return Pointwise(function, preimage, (low, math.inf), (True, True), inverse)
 
 
-@rule(aten.sin.default)
+@rule(aten.sin.default, anywhere=True)
 def sin(call: Call) -> Fact:
     """The nearest of the infinitely many branches; its textbook inverse normalises into [-1, 1] first (FR-PT 3.4)."""
     call.only()

@@ -10,7 +10,7 @@ from revprop.rules.registry import Call, Fact, Linear, Refusal, rule
 aten = torch.ops.aten
 
 
-@rule(aten.linear.default)
+@rule(aten.linear.default, anywhere=True)
 def linear(call: Call) -> Fact:
     """``z = a W^T + b`` on the last dimension."""
     call.only()

@@ -14,10 +14,13 @@ aten = torch.ops.aten
 def batch_norm(call: Call) -> Fact:
     """``z = (a - mean) / sqrt(var + eps) * weight + bias``, per channel, with the running statistics."""
     call.only()
-    if call["training"] or call.constant("running_var") is None:
-        raise Refusal('it normalises by the statistics of the batch; set track_running_stats=True, or use strategy="global"')
     variance, weight = call.constant("running_var"), call.constant("weight")
     assert variance is not None
     scale = torch.rsqrt(variance + call["eps"])
     scale = scale if weight is None else scale * weight
     return Linear(Diagonal(scale.view(-1, *[1] * (len(call.shape) - 1))))
+
+
+@rule(aten._native_batch_norm_legit.no_stats, anywhere=True)
+def batch_statistics(call: Call) -> Fact:
+    raise Refusal('it normalises by the statistics of the batch; set track_running_stats=True, or use strategy="global"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,10 +17,18 @@ from revprop.windows import Windows
 aten = torch.ops.aten
 
 
+def _image(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes of the image before and after, refused where there is no channel dimension (torch then pools over the batch's)."""
+    call.only()
+    dims = int(re.findall(r"pool([123])d", str(call.node.target))[0])
+    if len(call.shape) != dims + 1:
+        raise Refusal(f'it pools an image without channels: give it {dims + 2} dimensions (unsqueeze), or use strategy="global"')
+    return call.shape_of()[1:], call.shape[1:]
+
+
 @rule(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
 def max_pool(call: Call) -> Fact:
-    call.only()
-    size, out = call.shape_of()[1:], call.shape[1:]
+    size, out = _image(call)
     dims = len(size)
     kernel = as_tuple(call["kernel_size"], dims)
     stride = as_tuple(call["stride"], dims) if call["stride"] else kernel
@@ -30,8 +39,7 @@ def max_pool(call: Call) -> Fact:
 @rule(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
 def avg_pool(call: Call) -> Fact:
     """One small matrix per dimension: row o holds 1 / (window size) over the window of output o."""
-    call.only()
-    size, out = call.shape_of()[1:], call.shape[1:]
+    size, out = _image(call)
     dims = len(size)
     kernel = as_tuple(call["kernel_size"], dims)
     stride = as_tuple(call["stride"], dims) if call["stride"] else kernel
@@ -54,8 +62,7 @@ def avg_pool(call: Call) -> Fact:
 @rule(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default)
 def adaptive_avg_pool(call: Call) -> Fact:
     """Window o runs from floor(o h / out) to ceil((o + 1) h / out), whether it divides evenly or not."""
-    call.only()
-    size, out = call.shape_of()[1:], call.shape[1:]
+    size, out = _image(call)
     matrices = {}
     for d, (h, o) in enumerate(zip(size, out, strict=True)):
         start = torch.div(torch.arange(o) * h, o, rounding_mode="floor")
@@ -66,13 +73,10 @@ def adaptive_avg_pool(call: Call) -> Fact:
     return Linear(Separable(matrices), _even_windows(size, out))
 
 
-@rule(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
+@rule(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default, anywhere=True)
 def adaptive_max_pool(call: Call) -> Fact:
-    call.only()
-    windows = _even_windows(call.shape_of()[1:], call.shape[1:])
-    if windows is None:
-        raise Refusal('its windows do not divide the image evenly; choose an output size that does, or use strategy="global"')
-    return Selection(windows)
+    """Only found where its windows overlap: one whose windows tile the image is traced as plain max-pooling."""
+    raise Refusal('its windows do not divide the image evenly; choose an output size that does, or use strategy="global"')
 
 
 def _even_windows(size: Sequence[int], out: Sequence[int]) -> Windows | None:
@@ -88,10 +92,7 @@ def reduce(call: Call) -> Fact:
     node = call.only()
     shape = call.graph.shape(node)
     rank = len(shape) + 1
-    given = call["dim"] if call["dim"] is not None else list(range(rank))
-    dims = tuple(d - rank if d >= 0 else d for d in given)
-    if -rank in dims:
-        raise Refusal('it reduces over the batch; reduce over the other dimensions, or use strategy="global"')
+    dims = tuple(d - rank if d >= 0 else d for d in call["dim"])
     count = math.prod(shape[d] for d in dims)
     scale = 1.0 / count if call.node.target is aten.mean.dim else 1.0
     return Linear(Reduce(shape, dims, scale, bool(call["keepdim"])))

@@ -109,10 +109,14 @@ class Call:
         value = self.arguments.get(name)
         if self.is_activation(value):
             raise Refusal(f'its {name!r} depends on the input (a product of activations); use strategy="global"')
+        if isinstance(value, fx.Node):
+            raise Refusal(f'its {name!r} depends on the batch size; use strategy="global"')
         return value if isinstance(value, Tensor) or value is None else torch.as_tensor(value)
 
     def like(self, values: Any) -> Tensor:
         """A tensor of the output's type, on the model's device."""
+        if isinstance(values, fx.Node):
+            raise Refusal('a factor that depends on the batch size; use strategy="global"')
         parameter = next(self.graph.model.parameters(), None)
         return torch.as_tensor(values, dtype=self.node.meta["val"].dtype, device=parameter.device if parameter is not None else None)
 
@@ -126,16 +130,23 @@ class Call:
 
 
 _RULES: dict[Any, Callable[[Call], Fact]] = {}
+_ANYWHERE: set[Any] = set()
 
 
-def rule(*operators: Any) -> Callable[[Callable[[Call], Fact]], Callable[[Call], Fact]]:
-    """Registers a function as the rule of these operators; registering one twice is an error."""
+def rule(*operators: Any, anywhere: bool = False) -> Callable[[Callable[[Call], Fact]], Callable[[Call], Fact]]:
+    """Registers a function as the rule of these operators; registering one twice is an error.
+
+    Args:
+        anywhere: the rule holds wherever the batch dimension is; other rules are only asked where it is the first.
+    """
 
     def register(function: Callable[[Call], Fact]) -> Callable[[Call], Fact]:
         for operator in operators:
             if operator in _RULES:
                 raise ValueError(f"{operator} has a rule already: {_RULES[operator].__qualname__}")
             _RULES[operator] = function
+            if anywhere:
+                _ANYWHERE.add(operator)
         return function
 
     return register
@@ -155,7 +166,18 @@ def describe(graph: Graph, node: fx.Node) -> Fact:
     function = _RULES.get(node.target)
     if function is None:
         raise Refusal('no rule yet; use strategy="global", or register one (see "Write your own rule" in the docs)')
-    return function(Call(graph, node, _bind(graph, node)))
+    call = Call(graph, node, _bind(graph, node))
+    if node.target not in _ANYWHERE and not all(_batch_first(n.meta["val"]) for n in (node, *call.inputs)):
+        raise Refusal('it mixes samples, or the batch is not the first dimension here; use strategy="global"')
+    return function(call)
+
+
+def _batch_first(value: Tensor) -> bool:
+    """Whether the first dimension is the batch, or a multiple of it (the batch merged with others), and no other one is."""
+    if not value.shape or not isinstance(value.shape[0], torch.SymInt) or any(isinstance(d, torch.SymInt) for d in value.shape[1:]):
+        return False
+    expression = value.shape[0].node.expr
+    return all(expression == expression.coeff(symbol) * symbol for symbol in expression.free_symbols)
 
 
 def _bind(graph: Graph, node: fx.Node) -> dict[str, Any]:
@@ -175,13 +197,13 @@ def _bind(graph: Graph, node: fx.Node) -> dict[str, Any]:
 
 
 def _constant(graph: Graph, node: fx.Node) -> Any:
-    if node in graph.active or not isinstance(node.meta.get("val"), Tensor):
+    """The value of a constant; the node itself where it is an activation, a number, or depends on the batch size."""
+    if node in graph.active or any(not isinstance(n.meta.get("val"), Tensor) for n in graph.ancestors([node])):
         return node
     if node in graph.constants:
         return graph.tensor(graph.constants[node]).detach()
     with torch.no_grad():
         return graph.segment((), (node,))()[0]
-
 
 
 def as_tuple(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

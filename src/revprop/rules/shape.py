@@ -26,7 +26,7 @@ def dropout(call: Call) -> Fact:
     raise Refusal("it drops at random even in eval mode (F.dropout without training=self.training): pass that argument")
 
 
-@rule(aten.view.default, aten._unsafe_view.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+@rule(aten.view.default, aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.dims,
       aten.unsqueeze.default)
 def reshape(call: Call) -> Fact:
     node = call.only()
@@ -61,18 +61,21 @@ def copy(call: Call) -> Fact:
     _keep_batch(call)
     before = node.meta["val"].shape
     replaced = {"value": 0.0} if call.arguments.get("value") else {}  # a padding constant is no part of the linear map
-    names = [a.name for a in call.node.target._schema.arguments]  # type: ignore[union-attr]
+    schema = call.node.target._schema.arguments  # type: ignore[union-attr]
 
     def forward(a: Tensor) -> Tensor:
         batch = _batch(before[0], a.shape[0])
-        values = [replaced.get(name, call.arguments["input" if name == "self" else name]) for name in names]
-        values = [a if v is node else fx.map_arg(v, lambda s: _at(s.meta["val"], batch)) for v in values]
-        out = call.node.target(*values)  # type: ignore[operator]
+        given = {s.name: replaced.get(s.name, call.arguments["input" if s.name == "self" else s.name]) for s in schema}
+        given = {name: a if v is node else fx.map_arg(v, lambda s: _at(s.meta["val"], batch)) for name, v in given.items()}
+        out = call.node.target(*(given[s.name] for s in schema if not s.kwarg_only),  # type: ignore[operator]
+                               **{s.name: given[s.name] for s in schema if s.kwarg_only})
         assert isinstance(out, Tensor)
         return out
 
     def backward(z: Tensor) -> Tensor:
         first = _at(before[0], _batch(call.node.meta["val"].shape[0], z.shape[0]))
+        if first == 0:  # autograd refuses empty batches for some operators
+            return z.new_zeros(first, *before[1:])
         with torch.enable_grad():
             a = z.new_zeros(first, *before[1:]).requires_grad_()
             return torch.autograd.grad(forward(a), a, z)[0]
@@ -83,9 +86,11 @@ def copy(call: Call) -> Fact:
 
 def _keep_batch(call: Call) -> None:
     """Refuses a copy that mixes or drops samples: each one is reversed on its own."""
-    node = call["input"]
-    if call.node.meta["val"].shape[:1] != node.meta["val"].shape[:1] or \
-            (call.node.target is aten.flip.default and 0 in call["dims"]):
+    before, after = call["input"].meta["val"].shape, call.node.meta["val"].shape
+    moved = call.node.target in (aten.flip.default, aten.roll.default) and \
+        (not call["dims"] or any(d % len(before) == 0 for d in call["dims"]))
+    # sizes are compared as expressions: the batch size of the example means nothing
+    if str(after[0]) != str(before[0]) or moved:
         raise Refusal('it selects or moves along the batch dimension; keep samples independent, or use strategy="global"')
 
 

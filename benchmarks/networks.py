@@ -1,0 +1,101 @@
+"""Rows 2 to 4: labels to layer 1 through a whole network, greedy and global, against a training step; FR against BP epochs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timing import Paired, paired
+from torch import Tensor, nn
+
+from revprop import post_train, reconstruct, trace
+from revprop.datasets import data_root, load_data
+from revprop.networks import NETWORKS, load_weights
+from revprop.training import Training, train_baseline
+
+
+@dataclass(frozen=True)
+class NetworkCase:
+    """One measurement: what, on which network, and how often the network is wrong on the samples used."""
+
+    what: str
+    network: str
+    wrong: float
+    times: Paired
+
+
+def trained(name: str) -> tuple[nn.Module, Tensor, Tensor, str]:
+    """A trained network with 256 test samples as they come; digits always, the others where their data is."""
+    if name == "resnet20":
+        model = NETWORKS["resnet20"]()
+        load_weights(model, data_root() / "checkpoints" / "cifar10_resnet20.safetensors")
+        test = load_data("cifar10-lossless").test
+        x = test.subset(range(256)).scaled((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        return model.eval(), x, test.labels[:256], "layer1"
+    split = load_data(name)
+    (x, y), (tx, ty) = split.train.tensors(), split.test.tensors()
+    model = NETWORKS[name](seed=0)
+    epochs = 40 if name == "digits" else 5
+    train_baseline(model, (x, y), None, Training(epochs, 64 if name == "digits" else 256, device="cpu"))
+    return model, tx[:256], ty[:256], "conv1"
+
+
+def available() -> list[str]:
+    """The networks that can be measured here."""
+    found = ["digits"]
+    if (data_root() / "mnist").exists():
+        found.append("mnist")
+    if (data_root() / "checkpoints" / "cifar10_resnet20.safetensors").exists():
+        found.append("resnet20")
+    return found
+
+
+def measure(repeats: int = 9) -> list[NetworkCase]:
+    """Rows 2, 3 and 4 on every network available."""
+    found = []
+    for name in available():
+        model, x, y, layer = trained(name)
+        graph = trace(model, x[:2])
+        with torch.no_grad():
+            wrong = float((graph(x).argmax(1) != y).double().mean())
+        step = _training_step(model, x, y)
+        for strategy in ("greedy", "global"):
+            def run(strategy: str = strategy) -> object:
+                return reconstruct(graph, x, y, to=layer, strategy=strategy)  # type: ignore[arg-type]
+
+            found.append(NetworkCase(f"labels -> {layer}, {strategy}", name, wrong, paired(run, step, repeats)))
+        if name != "resnet20":
+            found.append(NetworkCase("one FR-PT epoch / one BP-PT epoch", name, wrong, _epochs(model, name, repeats)))
+    return found
+
+
+def _training_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
+    copied = copy.deepcopy(model).train()
+    optimizer = torch.optim.Adam(copied.parameters(), lr=1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(copied(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def _epochs(model: nn.Module, name: str, repeats: int) -> Paired:
+    """Medians of single epochs' own times over the modules (1, 2), (1, 3), (0, 2), targets computed beforehand in both."""
+    split = load_data(name)
+    x, y = (t[:12800] for t in split.train.tensors())
+    graph = trace(model, x[:2])
+    layers = [layer for layer in graph.layers if "." not in layer and layer != "output"]
+    ours, theirs = [], []
+    for start, stop in ((1, 2), (1, 3), (0, 2)):
+        for method, seconds in (("fr", ours), ("bp", theirs), ("fr", ours), ("bp", theirs)):
+            result = post_train(graph, (x, y), layers[start], layers[stop], method=method, epochs=max(repeats // 2, 3),  # type: ignore[arg-type]
+                                device="cpu")
+            seconds.extend(e.seconds for e in result.history[2:])
+    first, second = torch.tensor(ours).view(3, -1), torch.tensor(theirs).view(3, -1)
+    ratios = (first.median(1).values / second.median(1).values).sort().values
+    return Paired(float(first.median(1).values.sum()), float(second.median(1).values.sum()), float(ratios[0]), float(ratios[-1]))
