@@ -9,7 +9,7 @@ from hypothesis import settings
 
 torch.set_num_threads(1)  # tests run side by side (pytest-xdist), and sums keep their order
 
-for name, examples in (("ci", 40), ("thorough", 1000)):
+for name, examples in (("ci", 60), ("thorough", 1000)):
     settings.register_profile(name, deadline=None, derandomize=True, print_blob=True, max_examples=examples)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

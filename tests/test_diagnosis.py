@@ -36,7 +36,7 @@ def batches(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
 
 def forward_from(model: nn.Module, layer: str, features: Tensor) -> Tensor:
     """Runs what is behind a block of the digits network."""
-    for name, block in list(model.named_children())[BLOCKS.index(layer) + 1:]:
+    for name, block in list(model.named_children())[BLOCKS.index(layer) + 1 :]:
         features = block(features.flatten(1) if name == "fc1" else features)
     return features
 
@@ -61,9 +61,15 @@ def test_values_recomputed(graph: Graph, way: Settings) -> None:
             assert torch.equal(found.reached, own >= logits.amax(1) - slack)
             assert (found.steps is None) == (way.strategy == "greedy")
             if found.steps is not None:
-                assert torch.equal(found.steps, torch.cat([
-                    reconstruct(graph, a, b, to=found.layer, **vars(way)).certificates[found.layer].steps
-                    for a, b in batches(x, y, 50)]))
+                assert torch.equal(
+                    found.steps,
+                    torch.cat(
+                        [
+                            reconstruct(graph, a, b, to=found.layer, **vars(way)).certificates[found.layer].steps
+                            for a, b in batches(x, y, 50)
+                        ]
+                    ),
+                )
 
 
 def test_a_network_that_is_right_deviates_nowhere_and_is_reached_where_it_is_wrong(graph: Graph) -> None:
@@ -75,7 +81,9 @@ def test_a_network_that_is_right_deviates_nowhere_and_is_reached_where_it_is_wro
         assert bool((found.deviation[report.wrong] > 0).all())
         assert bool(found.reached.all())
         assert found.steps is not None
-        steps_taken = torch.zeros_like(report.wrong) if found.layer == "fc2" else report.wrong  # the output: closed form
+        steps_taken = (
+            torch.zeros_like(report.wrong) if found.layer == "fc2" else report.wrong
+        )  # the output: closed form
         assert torch.equal(found.steps > 0, steps_taken)
 
 
@@ -106,7 +114,12 @@ def test_rows_and_text(graph: Graph) -> None:
     rows = report.rows()
     assert [row["layer"] for row in rows] == list(BLOCKS)
     for row, found in zip(rows, report.layers, strict=True):
-        assert row == {"layer": found.layer, "deviation": found.deviation, "reached": found.reached, "active": report.wrong}
+        assert row == {
+            "layer": found.layer,
+            "deviation": found.deviation,
+            "reached": found.reached,
+            "active": report.wrong,
+        }
     wrong = int(report.wrong.sum())
     assert report.accuracy == pytest.approx(1 - wrong / 120)
     lines = str(report).splitlines()
@@ -147,7 +160,12 @@ REFUSED: list[tuple[Sequence[Any], dict[str, Any], type[Exception], str]] = [
     ([], {}, ValueError, r"batches: expected \(inputs, labels\) pairs; there was none"),
     ([(torch.zeros(2, 1, 8, 8), torch.tensor([0, 10]))], {}, ValueError, "labels: expected 0 to 9 for 10 outputs"),
     ([(torch.full((2, 1, 8, 8), math.nan), torch.tensor([0, 1]))], {}, NonFiniteError, "holds 128 of 128 values"),
-    ([(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]))], {"layers": ["conv3"]}, ValueError, "unknown layer 'conv3'; did you"),
+    (
+        [(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]))],
+        {"layers": ["conv3"]},
+        ValueError,
+        "unknown layer 'conv3'; did you",
+    ),
 ]
 
 

@@ -80,6 +80,20 @@ class Residual(nn.Module):
         return self.head(self.dropout(x.mean((2, 3))))
 
 
+class Tied(nn.Module):
+    """(n, 1, 8, 8) -> (n, 10), with batch norm and two linear maps that share one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12))
+        self.second, self.third = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.third.weight = self.second.weight
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.third(torch.tanh(self.second(torch.tanh(self.first(x)))))))
+
+
 def residual_data(n: int = 60, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Inputs and labels for the residual network."""
     generator = torch.Generator().manual_seed(5)
@@ -108,7 +122,7 @@ def run_and_kill(function: Callable[..., None], arguments: tuple[Any, ...], star
     """
     # a server that has imported everything once; each process is forked from it
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_cases", "revprop.experiments.demo"])
+    context.set_forkserver_preload(["training_cases", "revprop.experiments.demo", "sklearn.model_selection"])
     process = context.Process(target=function, args=arguments)
     process.start()
     try:

@@ -179,6 +179,10 @@ class Convolution(LinearMap):
                 y = torch.cat([y.narrow(dim, y.shape[dim] - e, e), y], dim)
             a = _CONV_TRANSPOSE[self.dims](y, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
             start = [e * s + lo for e, s, (lo, _) in zip(extra, self.stride, self.padding, strict=True)]
+            # positions behind the last window are in no equation
+            short = [max(b + size - have, 0) for b, size, have in zip(start, self.wide[1:], a.shape[2:], strict=True)]
+            if any(short):
+                a = F.pad(a, [p for amount in reversed(short) for p in (0, amount)])
             return a[(..., *(slice(b, b + size) for b, size in zip(start, self.wide[1:], strict=True)))]
 
         return Factor(solve, "fft", mu, None, self.size)
@@ -309,6 +313,8 @@ def _conjugate_gradients(operator: Callable[[Tensor], Tensor], b: Tensor,
                          precondition: Callable[[Tensor], Tensor] = lambda r: r, limit: int = 1000) -> Tensor:
     """Solves ``operator(x) = b`` for each sample of a batch; the operator is symmetric and positive definite."""
     x, r = torch.zeros_like(b), b.clone()
+    if b.numel() == 0:
+        return x
     s = precondition(r)
     p, rho = s.clone(), _dot(r, s)
     goal = _tolerance(b) ** 2 * _dot(b, b)

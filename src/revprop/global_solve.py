@@ -24,6 +24,9 @@ from revprop.embedding import shortfall
 __all__ = ["Goal", "Options", "Solution", "solve"]
 
 
+DENSE_OUTPUTS = 64  # targets with more outputs than this are solved without the rows of the Jacobian
+
+
 @dataclass(frozen=True)
 class Goal:
     """What the outputs should be: labels that win by a margin, or target outputs (exactly one of the two).
@@ -183,18 +186,58 @@ class _Search:
         return ~(still | settled)
 
     def _move(self, todo: Tensor, x: Tensor, outputs: Tensor, goal: Goal, moving: Tensor, k: int) -> None:
+        if goal.labels is None and outputs[0].numel() > DENSE_OUTPUTS:
+            self._move_iteratively(todo, x, outputs, goal, moving, k)
+            return
         rows, bounds = self._constraints(todo, outputs, goal)
         jacobian = self._jacobian(x, outputs, rows)
         at = todo[moving]
         x, jacobian, b = x.detach()[moving], jacobian[moving], bounds[moving]
-        origin = torch.where(((k < self.options.pull) | self.best_met[at]).view(-1, *[1] * (x.dim() - 1)), self.recorded[at], x)
-        away = (x - origin).flatten(1)
+        away = self._away(at, x, k)
         b = b + torch.where(b > -torch.inf, (jacobian @ away.unsqueeze(-1)).squeeze(-1), 0.0)
         gram = jacobian @ jacobian.mT
         size = torch.diagonal(gram, dim1=1, dim2=2).amax(1).clamp_min(torch.finfo(gram.dtype).tiny)
         gram = gram + (self.options.ridge * size)[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         dual = _nonnegative(gram, b) if goal.labels is not None else torch.linalg.solve(gram, b)
-        step = (jacobian.mT @ dual.unsqueeze(-1)).squeeze(-1) - away
+        self._step(at, x, (jacobian.mT @ dual.unsqueeze(-1)).squeeze(-1) - away)
+
+    def _move_iteratively(self, todo: Tensor, x: Tensor, outputs: Tensor, goal: Goal, moving: Tensor, k: int) -> None:
+        """The same for targets with many outputs: conjugate gradients on ``J J^T``, whose products are a vector-Jacobian and a
+        Jacobian-vector product (the latter by differentiating the former, which is linear, once more)."""
+        assert goal.target is not None
+        probe = torch.zeros_like(outputs, requires_grad=True)
+        pulled = torch.autograd.grad(outputs, x, probe, create_graph=True)[0]
+
+        def transposed(y: Tensor) -> Tensor:
+            return torch.autograd.grad(outputs, x, y, retain_graph=True)[0]
+
+        def forward(v: Tensor) -> Tensor:
+            return torch.autograd.grad(pulled, probe, v, retain_graph=True)[0]
+
+        away = self._away(todo, x.detach(), k).view(x.shape)
+        b = goal.target - outputs.detach() + forward(away)
+        y, r = torch.zeros_like(b), b.clone()
+        p, rho = r.clone(), _dot(r, r)
+        goal_norm = 1e-8 * rho
+        for _ in range(200):
+            going = rho > goal_norm
+            if not bool(going.any()):
+                break
+            q = forward(transposed(p)) + self.options.ridge * p
+            step = torch.where(going, rho / _dot(p, q), 0.0).nan_to_num(0.0, 0.0, 0.0)
+            y, r = y + step * p, r - step * q
+            new = _dot(r, r)
+            p, rho = r + torch.where(going, new / rho, 0.0).nan_to_num(0.0, 0.0, 0.0) * p, new
+        change = (transposed(y) - away).flatten(1)
+        self._step(todo[moving], x.detach()[moving], change[moving])
+
+    def _away(self, at: Tensor, x: Tensor, k: int) -> Tensor:
+        """(n, features): how far the point is from what is projected: the recorded features, or the point itself once steps
+        accumulate."""
+        pull = (k < self.options.pull) | self.best_met[at]
+        return torch.where(pull[:, None], (x - self.recorded[at]).flatten(1), 0.0)
+
+    def _step(self, at: Tensor, x: Tensor, step: Tensor) -> None:
         length = step.norm(dim=1)
         shrink = (self.trust[at] / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1.0)
         # a step that the trust region cut and that helped may be longer next time
@@ -233,6 +276,10 @@ class _Search:
             gradient = torch.autograd.grad(outputs, x, rows[:, j].view_as(outputs), retain_graph=not last)[0]
             parts.append(gradient.flatten(1))
         return torch.stack(parts, 1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.dim() - 1))
 
 
 def _active(missing: Tensor) -> Tensor:

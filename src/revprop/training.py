@@ -125,7 +125,7 @@ def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Trainin
         for epoch in range(len(history), training.epochs + 1):
             began = time.perf_counter()
             order = torch.randperm(n, generator=generator)
-            sums: dict[str, float] = {}
+            sums: dict[str, Tensor] = {}
             step = 0
             with _seeded(1_000_003 * training.seed + epoch, device):
                 for step, start in enumerate(range(0, n, training.batch_size), start=1):
@@ -139,13 +139,14 @@ def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Trainin
                     fabric.backward(losses["loss"])
                     optimizer.step()
                     for name, part in losses.items():
-                        sums[name] = sums.get(name, 0.0) + float(part.detach()) * len(rows)
+                        share = part.detach() * len(rows)  # stays on the device: only the loss itself is waited for
+                    sums[name] = sums[name] + share if name in sums else share
             # a finite loss can have an infinite gradient: what that leaves behind must not replace the last good state
             if not all(bool(p.detach().isfinite().all()) for p in trained):
                 raise state.diverged("a trained parameter is NaN or infinite", step, epoch)
             seconds = time.perf_counter() - began
             accuracy = evaluate() if evaluate else None
-            history.append(Epoch(epoch, {k: v / max(n, 1) for k, v in sums.items()}, accuracy, seconds))
+            history.append(Epoch(epoch, {k: float(v) / max(n, 1) for k, v in sums.items()}, accuracy, seconds))
             state.save(history)
             bar.update(task, advance=1, note="" if accuracy is None else f"{100 * accuracy:.2f} %")
     return Fitted(history, memory.bytes(device))

@@ -1,0 +1,420 @@
+"""The experiments: complete rows, nothing done twice, and the same rows however often a run is killed."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import os
+import random
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from training_cases import Tied, changed, digits_network, run_and_kill, state_of
+
+from revprop.diagnosis import diagnose
+from revprop.experiments import baseline as baselines
+from revprop.experiments import demo, diagnosis_run, post_training_grid, post_training_run, reconstruction_quality
+from revprop.experiments.baseline import Baseline, Data, load_baseline
+from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct, pairs
+from revprop.experiments.post_training_run import PostTrainingRun
+from revprop.experiments.reconstruction_quality import RESNET20, ReconstructionQuality, other_labels
+from revprop.graph import trace
+from revprop.networks import NETWORKS, load_weights
+from revprop.reconstruction import Settings
+from revprop.report import write_report
+from revprop.runs import RunStore
+
+SMALL = Baseline("digits", "digits", epochs=2, batch_size=64)
+BLOCKS = ["conv1", "conv2", "fc1", "fc2"]
+Row = dict[str, Any]
+
+
+def numbers(rows: list[Row]) -> dict[str, Any]:
+    """What of rows has to be equal when runs are repeated: all but the times and the machine's share."""
+    without = {"seconds", "target_seconds", "finished", "commit", "versions", "machine", "peak_memory_bytes", "weights"}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(part) for key, part in value.items() if key not in without}
+        return [plain(part) for part in value] if isinstance(value, list) else value
+
+    found = {RunStore.key(RunStore(Path()), row["settings"]): plain(row) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise AssertionError("this was to be done once only")
+
+
+# -- the demo ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row], list[str]]:
+    folder, lines = tmp_path_factory.mktemp("demo"), []
+    rows = demo.run(demo.Demo(SMALL, epochs=2), folder, report=lines.append)
+    return folder, rows, lines
+
+
+def test_the_demo_gives_a_diagnosis_and_every_module_by_both_methods(demo_run: Any) -> None:
+    _, (diagnosis, *cells), lines = demo_run
+    assert diagnosis["settings"]["kind"] == "diagnosis"
+    assert [layer["layer"] for layer in diagnosis["layers"]] == BLOCKS
+    assert diagnosis["samples"] == 450
+    assert all(len(layer[key]) == 450 for layer in diagnosis["layers"] for key in ("deviation", "reached", "steps"))
+    expected = [(s, r, m) for r in range(1, 5) for s in range(r) for m in ("bp", "fr")]
+    assert [(row["l_start"], row["l_stop"], row["settings"]["method"]) for row in cells] == expected
+    names = ["input", *BLOCKS]
+    sizes = [sum(p.numel() for p in block.parameters()) for block in NETWORKS["digits"]().children()]
+    for row, (start, stop, method) in zip(cells, expected, strict=True):
+        assert (row["settings"]["start"], row["settings"]["stop"]) == (names[start], names[stop])
+        assert row["parameters"] == sum(sizes[start:stop])
+        assert row["peak_memory_bytes"] > 0
+        assert row["seconds"] > 0
+        assert row["baseline_accuracy"] == diagnosis["accuracy"] == row["history"][0]["accuracy"]
+        assert [e["epoch"] for e in row["history"]] == [0, 1, 2]
+        for epoch in row["history"][1:]:
+            mixed = epoch["classification_loss"]
+            if method == "fr":
+                mixed = 0.5 * epoch["classification_loss"] + 0.5 * epoch["reconstruction_loss"]
+            assert epoch["loss"] == pytest.approx(mixed, rel=1e-5)
+            assert (epoch["reconstruction_loss"] is None) == (method == "bp")
+    # baseline twice (for the diagnosis, for the grid), then one line per cell
+    assert len(lines) == 2 + 20
+    assert lines[0] == f"baseline: {100 * diagnosis['accuracy']:.2f} % of 450 test digits right"
+    last = 100 * cells[-1]["history"][-1]["accuracy"]
+    assert re.fullmatch(rf"seed 0, 20/20: FR \(3, 4\) {last:.2f} % after 2 epochs, \d+\.\d s", lines[-1])
+
+
+def test_the_demo_again_repeats_nothing(demo_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, rows, _ = demo_run
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    for name in ("revprop.training.fit", "revprop.post_training.fit", "revprop.experiments.diagnosis_run.diagnose"):
+        monkeypatch.setattr(name, refuse)
+    assert demo.run(demo.Demo(SMALL, epochs=2), folder) == rows
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+    assert sum("rows" in path.parts for path in before) == 21
+
+
+class Page(html.parser.HTMLParser):
+    """What a page shows, and every address in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+        self.addresses: list[str] = []
+        self.images: list[dict[str, str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {key: value or "" for key, value in attrs}
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.addresses += [given[key] for key in ("src", "href", "srcset", "action") if key in given]
+        if tag == "img":
+            self.images.append(given)
+
+
+def test_the_report_is_one_self_contained_page(demo_run: Any, tmp_path: Path) -> None:
+    folder, rows, _ = demo_run
+    text = write_report(folder, tmp_path / "page.html", title="A <demo>").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    page = Page(text)
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert not re.search(r"@import|url\(\s*['\"]?(?!data:|#)|<script[^>]*src", text)
+    assert "A &lt;demo&gt;" in text
+    assert page.counts["table"] == 3  # diagnosis, post-training, provenance
+    bars, maps, curves = page.images
+    assert "deviation" in bars["alt"].lower()
+    assert maps["alt"].startswith("Mean over all samples: |recorded - wanted|")
+    assert "accuracy" in curves["alt"].lower()
+    for image in page.images:
+        kind, content = image["src"].split(",", 1)
+        assert kind == "data:image/svg+xml;base64"
+        assert ElementTree.fromstring(base64.b64decode(content)).tag.endswith("svg")
+    best = max(row["history"][1]["accuracy"] for row in rows[1:])
+    assert f"<strong>{100 * best:.2f}</strong>" in text
+    assert "22 finished runs" in text  # the baseline is one, too
+
+
+def test_no_report_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no finished run in .*rows: run revprop demo, diagnose, post-train"):
+        write_report(tmp_path / "nowhere")
+
+
+# -- grids ------------------------------------------------------------------------------------------
+
+
+def test_pairs() -> None:
+    found = list(pairs(["conv1", "conv2", "fc1"]))
+    assert [(s, r) for s, r, *_ in found] == [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
+    assert found[0] == (0, 1, "input", "conv1")
+    assert found[-1] == (2, 3, "conv2", "fc1")
+    assert list(pairs([])) == []
+
+
+GRID = PostTrainingGrid(SMALL, alpha=0.5, epochs=2, cells=(("input", "conv1"), ("fc1", "fc2")))
+
+
+def test_cells_methods_and_seeds(tmp_path: Path) -> None:
+    paper, ours = Reconstruct(), Reconstruct(strategy="global", rules="nearest")
+    rows = post_training_grid.run(replace(GRID, seeds=(0, 1), fr=(paper, ours), reduced="two cells"), tmp_path, "cpu")
+    found = [
+        (r["settings"]["seed"], r["l_start"], r["l_stop"], r["settings"]["method"], r["settings"].get("rules"))
+        for r in rows
+    ]
+    ways = [("bp", None), ("fr", "paper"), ("fr", "nearest")]
+    assert found == [(seed, *pair, *way) for seed in (0, 1) for pair in ((0, 1), (3, 4)) for way in ways]
+    assert {row["settings"]["reduced"] for row in rows} == {"two cells"}
+    trained = {row["settings"]["seed"]: row["accuracy"] for row in RunStore(tmp_path / "baselines").rows()}
+    assert {row["settings"]["seed"]: row["baseline_accuracy"] for row in rows} == trained
+    assert trained[0] != trained[1]
+    # the same cell of another grid is the same row; what differs is computed
+    kept = post_training_grid.run(replace(GRID, fr=(), reduced="two cells"), tmp_path, "cpu")
+    assert kept == [row for row in rows if row["settings"]["method"] == "bp" and row["settings"]["seed"] == 0]
+
+
+@pytest.mark.parametrize("cell", [("input", "conv9"), ("fc1", "conv1"), ("conv1.0", "fc1")])
+def test_a_cell_that_is_none_is_refused(tmp_path: Path, cell: tuple[str, str]) -> None:
+    grid = replace(GRID, baseline=replace(SMALL, epochs=0), cells=(("input", "conv1"), cell))
+    with pytest.raises(
+        ValueError, match=re.escape(f"cells: [{cell!r}] are not (start, stop) in forward order of input")
+    ):
+        post_training_grid.run(grid, tmp_path, "cpu")
+    assert RunStore(tmp_path / "rows").rows() == []
+
+
+def run_a_grid(folder: Path) -> None:
+    torch.set_num_threads(1)
+    (folder.parent / "started").touch()
+    post_training_grid.run(replace(GRID, cells=None), folder, "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.* is skipped. it is being written now")
+def test_a_grid_killed_at_random_times_gives_the_same_rows(demo_run: Any, tmp_path: Path) -> None:
+    draw, kills, finished = random.Random(1), 0, [0]
+    arguments = (run_a_grid, (tmp_path / "runs",), tmp_path / "started")
+    while kills < 4 and run_and_kill(*arguments, after=draw.uniform(0.2, 1.0)):
+        kills += 1
+        finished.append(len(RunStore(tmp_path / "runs" / "rows").rows()))
+        (tmp_path / "started").unlink()
+    assert kills >= 2
+    assert finished == sorted(finished)  # what is finished stays
+    continued = post_training_grid.run(replace(GRID, cells=None), tmp_path / "runs", "cpu")
+    assert len(continued) == 20 > finished[-1]
+    whole = post_training_grid.run(replace(GRID, cells=None), tmp_path / "whole", "cpu")
+    assert numbers(continued) == numbers(whole)
+    assert numbers(RunStore(tmp_path / "runs" / "rows").rows()) == numbers(continued)
+    assert numbers([r for r in whole if r["settings"]["method"] == "bp"]) == numbers(
+        [r for r in demo_run[1][1:] if r["settings"]["method"] == "bp"]
+    )
+
+
+# -- baselines --------------------------------------------------------------------------------------
+
+
+def test_a_baseline_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Data.load("digits")
+    model, accuracy, row = load_baseline(SMALL, data, tmp_path, "cpu")
+    assert not model.training
+    with torch.no_grad():
+        assert accuracy == int((model(data.test[0]).argmax(1) == data.test[1]).sum()) / 450
+    assert row["parameters"] == sum(p.numel() for p in model.parameters())
+    assert [e["epoch"] for e in row["history"]] == [0, 1, 2]
+    monkeypatch.setattr(baselines, "train_baseline", refuse)
+    again, same, _ = load_baseline(SMALL, data, tmp_path, "cpu")
+    assert changed(state_of(model), state_of(again)) == set()
+    assert same == accuracy
+    with pytest.raises(AssertionError, match="once only"):
+        load_baseline(replace(SMALL, seed=1), data, tmp_path, "cpu")
+
+
+def stop_after(replacements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops whatever runs with Ctrl-C's exception when so many files have been put in their place."""
+    real, left = os.replace, [replacements]
+
+    def replace_file(*arguments: Any) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(*arguments)
+
+    monkeypatch.setattr(os, "replace", replace_file)
+
+
+@pytest.mark.parametrize("stopped", [3, 6])
+def test_an_interrupted_baseline_of_a_network_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int
+) -> None:
+    """With running statistics and a shared weight; stopped in the second epoch, and behind the last one."""
+    data, chosen = Data.load("digits"), Baseline("training_cases:Tied", "digits", epochs=3)
+    whole, accuracy, _ = load_baseline(chosen, data, tmp_path / "whole", "cpu")
+    assert accuracy > 0.4  # of ten classes
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(stopped, patch)
+        load_baseline(chosen, data, tmp_path / "cut", "cpu")
+    continued, again, _ = load_baseline(chosen, data, tmp_path / "cut", "cpu")
+    assert again == accuracy
+    assert changed(state_of(whole), state_of(continued)) == set()
+    assert isinstance(continued, Tied)
+    assert torch.equal(continued.second.weight, continued.third.weight)
+
+
+# -- single runs ------------------------------------------------------------------------------------
+
+
+RUN = PostTrainingRun(
+    "digits", "digits", "", 2, "conv1", "fc1", "fr", 0.5, 3, Reconstruct("nearest", "global", "nearest")
+)
+
+
+@pytest.mark.parametrize("method", ["fr", "bp"])
+def test_one_post_training_interrupted_and_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    data, model, settings = Data.load("digits"), digits_network(), replace(RUN, method=method)
+    whole = post_training_run.run(settings, model, data, tmp_path / "whole", "cpu")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(3, patch)
+        post_training_run.run(settings, model, data, tmp_path / "cut", "cpu")
+    assert not (tmp_path / "cut" / "rows").exists()
+    continued = post_training_run.run(settings, model, data, tmp_path / "cut", "cpu")
+    assert numbers([continued]) == numbers([whole])
+    assert (continued["l_start"], continued["l_stop"]) == (1, 3)
+    monkeypatch.setattr(post_training_run, "post_train", refuse)
+    assert post_training_run.run(settings, model, data, tmp_path / "cut", "cpu") == continued
+
+    trained = NETWORKS["digits"](seed=9)
+    load_weights(trained, continued["weights"])
+    with torch.no_grad():
+        right = int((trained(data.test[0]).argmax(1) == data.test[1]).sum()) / 450
+    assert right == continued["history"][-1]["accuracy"]
+    between = {name for name in model.state_dict() if name.startswith(("conv2", "fc1"))}
+    assert changed(state_of(model), state_of(trained)) == between
+
+
+def test_settings_that_do_not_matter_to_bp_share_a_row(tmp_path: Path) -> None:
+    data, model = Data.load("digits"), digits_network()
+    first = post_training_run.run(replace(RUN, method="bp"), model, data, tmp_path, "cpu")
+    other = replace(RUN, method="bp", alpha=0.9, way=Reconstruct(embedding="maximum"))
+    assert post_training_run.run(other, model, data, tmp_path, "cpu") == first
+
+
+def test_a_diagnosis_as_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = (part[:300] for part in Data.load("digits").test)
+    graph = trace(digits_network(), x[:2])
+    row = diagnosis_run.run(graph, (x, y), {"network": "digits"}, tmp_path, ("fc1", "input"))
+    direct = diagnose(graph, [(x[:256], y[:256]), (x[256:], y[256:])], ("fc1", "input"))
+    assert row["accuracy"] == direct.accuracy
+    assert row["wrong"] == direct.wrong.tolist()
+    for stored, found in zip(row["layers"], direct.layers, strict=True):
+        assert stored["layer"] == found.layer
+        assert stored["deviation"] == found.deviation.tolist()
+        assert stored["reached"] == found.reached.tolist()
+        assert torch.equal(torch.tensor(stored["maps"]), found.maps.float())
+    greedy = diagnosis_run.run(graph, (x, y), {"network": "digits"}, tmp_path, ("fc1",), Settings(strategy="greedy"))
+    assert greedy["layers"][0]["steps"] is None
+    monkeypatch.setattr(diagnosis_run, "diagnose", refuse)
+    assert diagnosis_run.run(graph, (x, y), {"network": "digits"}, tmp_path, ("fc1", "input")) == row
+
+
+# -- reconstruction quality -------------------------------------------------------------------------
+
+
+def test_other_labels_are_other_random_and_seeded() -> None:
+    labels = torch.arange(10).repeat(300)
+    others = other_labels(labels, 10, seed=0)
+    assert bool((others != labels).all())
+    assert bool((others[labels == 3].bincount(minlength=10)[[0, 1, 2, 4, 5, 6, 7, 8, 9]] > 10).all())
+    assert torch.equal(others, other_labels(labels, 10, seed=0))
+    assert not torch.equal(others, other_labels(labels, 10, seed=1))
+
+
+QUALITY = ReconstructionQuality(
+    "digits",
+    "digits",
+    epochs=3,
+    samples=60,
+    wanted=("true", "other"),
+    ways=(Settings(strategy="greedy", rules="paper"), Settings(strategy="greedy"), Settings()),
+)
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_reconstruction_quality_on_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
+    settings, lines = replace(QUALITY, split=split), []
+    rows = reconstruction_quality.run(settings, tmp_path, Path("unused"), "cpu", lines.append)
+    assert len(rows) == len(lines) == 6
+    data = Data.load("digits")
+    model, _, _ = load_baseline(Baseline("digits", "digits", 3), data, tmp_path, "cpu")
+    x, y = (part[:60] for part in getattr(data, split))
+    graph = trace(model, x)
+    for row, (wanted, way) in zip(rows, [(w, v) for w in settings.wanted for v in settings.ways], strict=True):
+        assert (row["settings"]["wanted"], row["settings"]["way"]) == (wanted, asdict(way))
+        goal = y if wanted == "true" else other_labels(y, 10, 0)
+        expected = diagnose(graph, [(x, goal)], ("input", *BLOCKS), way)
+        with torch.no_grad():
+            assert row["accuracy"] == pytest.approx(int((model(x).argmax(1) == y).sum()) / 60)
+        for stored, found in zip(row["layers"], expected.layers, strict=True):
+            assert stored["layer"] == found.layer
+            assert stored["reached"] == pytest.approx(float(found.reached.double().mean()))
+            assert stored["deviation"] == pytest.approx(float(found.deviation.double().mean()))
+            assert stored["deviation_wrong"] == pytest.approx(float(found.deviation[expected.wrong].double().mean()))
+            assert (stored["steps"] is None) == (stored["most_steps"] is None) == (way.strategy == "greedy")
+    assert all(layer["reached"] == 1 for layer in rows[2]["layers"] + rows[5]["layers"])  # global reaches every label
+    assert lines[2].startswith("true labels, global, nearest: input 100.0 % / 0.")
+    monkeypatch.setattr(reconstruction_quality, "diagnose", refuse)
+    assert reconstruction_quality.run(settings, tmp_path, Path("unused"), "cpu") == rows
+    assert "Reconstruction quality: digits on digits" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def resnet20(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[Row]:
+    for needed in (RESNET20.weights, "cifar10/cifar10_lossless_subset.npz"):
+        if not (root / needed).exists():
+            pytest.skip(f"no {needed} in {root}")
+    monkeypatch.setenv("REVPROP_DATA", str(root))
+    return reconstruction_quality.run(replace(RESNET20, **options), tmp_path, root, "cpu")
+
+
+DESIGN_LAYERS = ("layer3.1.conv1", "layer2.1.conv1", "layer1.2", "conv1")
+
+
+@pytest.mark.parametrize("samples", [30, pytest.param(100, marks=pytest.mark.slow)])
+def test_global_on_a_published_resnet20(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    """The figures of the design notes, to be beaten: labels reached, and how near."""
+    true, other = resnet20(tmp_path, data_root, monkeypatch, samples=samples, layers=DESIGN_LAYERS, ways=(Settings(),))
+    assert [layer["layer"] for layer in true["layers"]] == list(DESIGN_LAYERS)
+    assert true["accuracy"] == {30: 29 / 30, 100: 0.94}[samples]
+    assert all(layer["reached"] >= 0.995 for layer in true["layers"])
+    assert all(layer["reached"] >= 0.99 for layer in other["layers"])
+    for row, most in ((true, (0.009, 0.010, 0.003, 0.001)), (other, (0.14, 0.09, 0.05, 0.03))):
+        assert all(layer["deviation"] < limit for layer, limit in zip(row["layers"], most, strict=True))
+    assert all(layer["deviation"] > 0 for layer in true["layers"])
+
+
+def test_a_published_resnet32_that_is_right_on_all_samples(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network is the one named, and no wrong sample is no error."""
+    options = {"network": "resnet32", "weights": "checkpoints/cifar10_resnet32.safetensors", "samples": 8}
+    (row,) = resnet20(
+        tmp_path, data_root, monkeypatch, layers=("conv1",), wanted=("true",), ways=(Settings(),), **options
+    )
+    assert row["accuracy"] == 1
+    assert row["layers"] == [
+        {"layer": "conv1", "reached": 1, "deviation": 0, "deviation_wrong": 0, "steps": None, "most_steps": 0}
+    ]
+
+
+def test_weights_of_another_network_are_refused(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="do not fit the CifarResNet given"):
+        resnet20(tmp_path, data_root, monkeypatch, network="resnet32")
