@@ -67,7 +67,7 @@ def test_a_line_gives_mean_and_sample_standard_deviation_over_seeds():
     pairs = [(0.61, 8e6), (0.62, 9e6), (0.66, 7e6)]
     runs = [make_run(seed=seed, accuracies={1: a}, memory=m) for seed, (a, m) in enumerate(pairs)]
     table = post_training_table(runs, epochs=(1,))
-    assert table.rows == [["FR (0, 1)", 33053, "9.0", "63.00 \u00b1 2.65"]]
+    assert table.rows == [["FR (0, 1)", 33053, "9.00", "63.00 \u00b1 2.65"]]
     assert statistics.stdev([61, 62, 66]) == pytest.approx(2.65, abs=5e-3)
     assert "3 runs, 3 a line" in table.note
     assert "Baseline accuracy (mean): 60.00 %" in table.note
@@ -76,7 +76,7 @@ def test_a_line_gives_mean_and_sample_standard_deviation_over_seeds():
 def test_one_seed_gives_the_plain_value():
     table = post_training_table([make_run()])
     assert table.columns == ["trained", "parameters", "peak memory (MB)", "epoch 1 (%)", "epoch 5 (%)", "epoch 10 (%)"]
-    assert table.rows == [["FR (0, 1)", 33053, "8.0", "61.00", "62.00", "63.00"]]
+    assert table.rows == [["FR (0, 1)", 33053, "8.00", "61.00", "62.00", "63.00"]]
     assert "\u00b1" not in table.note
     assert "1 run, 1 a line" in table.note
 

@@ -15,6 +15,9 @@ METHOD_NAMES = {"fr": "FR", "bp": "BP"}
 NEEDED_IN_A_RUN = ("settings", "l_start", "l_stop", "parameters", "baseline_accuracy", "history")
 NO_RUNS = "there is no finished post-training run to report: run some first, and check that this is their folder"
 
+# settings whose values say what they are
+SPEAKING = ("embedding", "rules", "solver", "strategy")
+
 
 @dataclass(frozen=True)
 class RunGroup:
@@ -130,7 +133,8 @@ def group_runs(rows: Sequence[Row]) -> list[RunGroup]:
         names = sorted({key for member in members for key in member})
         varying = [name for name in names if len({json.dumps(member.get(name)) for member in members}) > 1]
         for member, same in zip(members, variants.values(), strict=True):
-            variant = ", ".join(f"{name}={_value(member.get(name))}" for name in varying)
+            variant = ", ".join(_value(member.get(name)) if name in SPEAKING else f"{name}={_value(member.get(name))}"
+                                for name in varying)
             groups.append(RunGroup(method, l_start, l_stop, variant, tuple(same)))
     return groups
 

@@ -134,7 +134,9 @@ def _provenance(rows: Sequence[Row]) -> Section:
     seen: dict[str, set[str]] = {}
     for row in rows:
         seen.setdefault("commit", set()).add(str(row.get("commit")))
-        seen.setdefault("machine", set()).add(", ".join(str(v) for v in row.get("machine", {}).values()))
+        machine = row.get("machine", {})
+        seen.setdefault("machine", set()).add(f"{machine.get('processor')}, {machine.get('cores')} cores, "
+                                              f"{machine.get('memory_gib')} GiB, {machine.get('system')}")
         seen.setdefault("versions", set()).add(", ".join(f"{k} {v}" for k, v in row.get("versions", {}).items()))
     lines: list[list[str | float | None]] = [[key, "; ".join(sorted(values))] for key, values in seen.items()]
     return Section("How this was made", f"{len(rows)} finished runs.", tables=(Table("Provenance", ["what", "value"], lines),))

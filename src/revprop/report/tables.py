@@ -170,7 +170,7 @@ def post_training_table(
         >>> table.columns
         ['trained', 'parameters', 'peak memory (MB)', 'epoch 1 (%)', 'epoch 1, published (%)']
         >>> table.rows
-        [['FR (0, 1)', 52, '8.0', '98.00', '97.68']]
+        [['FR (0, 1)', 52, '8.00', '98.00', '97.68']]
     """
     groups = group_runs(rows)
     theirs = {(method.lower(), start, stop): values for (method, start, stop), values in (published or {}).items()}
@@ -269,7 +269,10 @@ def _printed(values: Sequence[float], group: RunGroup) -> str | None:
 
 def _peak_memory(group: RunGroup) -> str | None:
     peaks = [run["peak_memory_bytes"] for run in group.runs if run.get("peak_memory_bytes") is not None]
-    return f"{max(peaks) / 1e6:,.1f}" if peaks else None
+    return three_digits(max(peaks) / 1e6) if peaks else None
+
+
+PUBLISHED_RUNS = 10  # of each cell of FR-PT's Tables 1 to 6
 
 
 def _note(groups: Sequence[RunGroup], with_published: bool) -> str:
@@ -288,5 +291,7 @@ def _note(groups: Sequence[RunGroup], with_published: bool) -> str:
     for text, count in reductions.items():
         parts.append(f"Reduced ({'all' if count == len(runs) else count} of the runs): {text.rstrip('.')}.")
     if with_published:
-        parts.append("Published: the means that the paper prints, from a baseline of its own.")
+        parts.append("Published: the means of 10 runs a line that the paper prints, from a baseline of its own.")
+        if sizes[0] < PUBLISHED_RUNS:
+            parts.append(f"Reduced: {each} of the paper's {PUBLISHED_RUNS} runs a line.")
     return " ".join(parts)
