@@ -497,7 +497,7 @@ REFUSALS = [
         ((3, 2),),
         "statistics",
     ),
-    RefusedCall("factor of the batch size", aten.div.Tensor, lambda a: a / a.shape[0], ((3,),), "batch size"),
+    RefusedCall("factor of the batch size", aten.div.Tensor, lambda a: a / a.shape[0], ((3,),), "or the batch size"),
     RefusedCall(
         "constant of the batch size", aten.mul.Tensor, lambda a: a * torch.ones(a.shape[0], 3), ((3,),), "batch size"
     ),

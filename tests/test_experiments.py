@@ -7,6 +7,8 @@ import html.parser
 import os
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -143,7 +145,7 @@ def test_the_report_is_one_self_contained_page(demo_run: Any, tmp_path: Path) ->
 
 
 def test_no_report_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no finished run in .*rows: run revprop demo, diagnose, post-train"):
+    with pytest.raises(ValueError, match=r"no finished run in .*rows: run revprop demo, diagnose, post-train"):
         write_report(tmp_path / "nowhere")
 
 
@@ -158,12 +160,12 @@ def test_pairs() -> None:
     assert list(pairs([])) == []
 
 
-GRID = PostTrainingGrid(SMALL, alpha=0.5, epochs=2, cells=(("input", "conv1"), ("fc1", "fc2")))
+OURS = Reconstruct(strategy="global", rules="nearest")
+GRID = PostTrainingGrid(SMALL, alpha=0.5, epochs=2, cells=(("input", "conv1"), ("fc1", "fc2")), fr=(OURS,))
 
 
 def test_cells_methods_and_seeds(tmp_path: Path) -> None:
-    paper, ours = Reconstruct(), Reconstruct(strategy="global", rules="nearest")
-    rows = post_training_grid.run(replace(GRID, seeds=(0, 1), fr=(paper, ours), reduced="two cells"), tmp_path, "cpu")
+    rows = post_training_grid.run(replace(GRID, seeds=(0, 1), fr=(Reconstruct(), OURS), reduced="two cells"), tmp_path, "cpu")
     found = [
         (r["settings"]["seed"], r["l_start"], r["l_stop"], r["settings"]["method"], r["settings"].get("rules"))
         for r in rows
@@ -207,12 +209,8 @@ def test_a_grid_killed_at_random_times_gives_the_same_rows(demo_run: Any, tmp_pa
     assert finished == sorted(finished)  # what is finished stays
     continued = post_training_grid.run(replace(GRID, cells=None), tmp_path / "runs", "cpu")
     assert len(continued) == 20 > finished[-1]
-    whole = post_training_grid.run(replace(GRID, cells=None), tmp_path / "whole", "cpu")
-    assert numbers(continued) == numbers(whole)
+    assert numbers(continued) == numbers(demo_run[1][1:])  # the same grid, not interrupted
     assert numbers(RunStore(tmp_path / "runs" / "rows").rows()) == numbers(continued)
-    assert numbers([r for r in whole if r["settings"]["method"] == "bp"]) == numbers(
-        [r for r in demo_run[1][1:] if r["settings"]["method"] == "bp"]
-    )
 
 
 # -- baselines --------------------------------------------------------------------------------------
@@ -234,7 +232,8 @@ def test_a_baseline_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_baseline(replace(SMALL, seed=1), data, tmp_path, "cpu")
 
 
-def stop_after(replacements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def stopped_after(replacements: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Stops whatever runs with Ctrl-C's exception when so many files have been put in their place."""
     real, left = os.replace, [replacements]
 
@@ -244,7 +243,9 @@ def stop_after(replacements: int, monkeypatch: pytest.MonkeyPatch) -> None:
         left[0] -= 1
         real(*arguments)
 
-    monkeypatch.setattr(os, "replace", replace_file)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_file)
+        yield
 
 
 @pytest.mark.parametrize("stopped", [3, 6])
@@ -252,11 +253,10 @@ def test_an_interrupted_baseline_of_a_network_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int
 ) -> None:
     """With running statistics and a shared weight; stopped in the second epoch, and behind the last one."""
-    data, chosen = Data.load("digits"), Baseline("training_cases:Tied", "digits", epochs=3)
+    data, chosen = Data.load("digits"), Baseline("training_cases:Tied", "digits", 3, 32, 0.01)
     whole, accuracy, _ = load_baseline(chosen, data, tmp_path / "whole", "cpu")
-    assert accuracy > 0.4  # of ten classes
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(stopped, patch)
+    assert accuracy > 0.8
+    with stopped_after(stopped, monkeypatch), pytest.raises(KeyboardInterrupt):
         load_baseline(chosen, data, tmp_path / "cut", "cpu")
     continued, again, _ = load_baseline(chosen, data, tmp_path / "cut", "cpu")
     assert again == accuracy
@@ -279,8 +279,7 @@ def test_one_post_training_interrupted_and_continued(
 ) -> None:
     data, model, settings = Data.load("digits"), digits_network(), replace(RUN, method=method)
     whole = post_training_run.run(settings, model, data, tmp_path / "whole", "cpu")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(3, patch)
+    with stopped_after(3, monkeypatch), pytest.raises(KeyboardInterrupt):
         post_training_run.run(settings, model, data, tmp_path / "cut", "cpu")
     assert not (tmp_path / "cut" / "rows").exists()
     continued = post_training_run.run(settings, model, data, tmp_path / "cut", "cpu")
@@ -338,7 +337,7 @@ def test_other_labels_are_other_random_and_seeded() -> None:
 QUALITY = ReconstructionQuality(
     "digits",
     "digits",
-    epochs=3,
+    epochs=20,
     samples=60,
     wanted=("true", "other"),
     ways=(Settings(strategy="greedy", rules="paper"), Settings(strategy="greedy"), Settings()),
@@ -351,7 +350,7 @@ def test_reconstruction_quality_on_digits(tmp_path: Path, monkeypatch: pytest.Mo
     rows = reconstruction_quality.run(settings, tmp_path, Path("unused"), "cpu", lines.append)
     assert len(rows) == len(lines) == 6
     data = Data.load("digits")
-    model, _, _ = load_baseline(Baseline("digits", "digits", 3), data, tmp_path, "cpu")
+    model, _, _ = load_baseline(Baseline("digits", "digits", 20), data, tmp_path, "cpu")
     x, y = (part[:60] for part in getattr(data, split))
     graph = trace(model, x)
     for row, (wanted, way) in zip(rows, [(w, v) for w in settings.wanted for v in settings.ways], strict=True):
@@ -366,7 +365,8 @@ def test_reconstruction_quality_on_digits(tmp_path: Path, monkeypatch: pytest.Mo
             assert stored["deviation"] == pytest.approx(float(found.deviation.double().mean()))
             assert stored["deviation_wrong"] == pytest.approx(float(found.deviation[expected.wrong].double().mean()))
             assert (stored["steps"] is None) == (stored["most_steps"] is None) == (way.strategy == "greedy")
-    assert all(layer["reached"] == 1 for layer in rows[2]["layers"] + rows[5]["layers"])  # global reaches every label
+    true, other = rows[2]["layers"], rows[5]["layers"]
+    assert all(layer["reached"] == 1 for layer in true + other)  # what the global strategy is for
     assert lines[2].startswith("true labels, global, nearest: input 100.0 % / 0.")
     monkeypatch.setattr(reconstruction_quality, "diagnose", refuse)
     assert reconstruction_quality.run(settings, tmp_path, Path("unused"), "cpu") == rows
@@ -384,14 +384,14 @@ def resnet20(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, **opti
 DESIGN_LAYERS = ("layer3.1.conv1", "layer2.1.conv1", "layer1.2", "conv1")
 
 
-@pytest.mark.parametrize("samples", [30, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("samples", [36, pytest.param(100, marks=pytest.mark.slow)])
 def test_global_on_a_published_resnet20(
     tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch, samples: int
 ) -> None:
     """The figures of the design notes, to be beaten: labels reached, and how near."""
     true, other = resnet20(tmp_path, data_root, monkeypatch, samples=samples, layers=DESIGN_LAYERS, ways=(Settings(),))
     assert [layer["layer"] for layer in true["layers"]] == list(DESIGN_LAYERS)
-    assert true["accuracy"] == {30: 29 / 30, 100: 0.94}[samples]
+    assert true["accuracy"] == {36: 35 / 36, 100: 0.94}[samples]
     assert all(layer["reached"] >= 0.995 for layer in true["layers"])
     assert all(layer["reached"] >= 0.99 for layer in other["layers"])
     for row, most in ((true, (0.009, 0.010, 0.003, 0.001)), (other, (0.14, 0.09, 0.05, 0.03))):

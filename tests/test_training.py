@@ -70,7 +70,8 @@ def test_fit_is_adam_on_seeded_shuffles(dtype: torch.dtype, n: int, batch_size: 
             total = [t + v.item() * len(rows) for t, v in zip(total, losses.values(), strict=True)]
         means.append({"loss": total[0] / n, "largest": total[1] / n})
     assert changed(state_of(reference), state_of(model)) == set()
-    assert numbers(fitted.history) == [(0, {}, None), *((i, m, None) for i, m in enumerate(means, start=1))]
+    assert fitted.history[0].losses == {}
+    assert [e.losses for e in fitted.history[1:]] == [pytest.approx(mean, rel=1e-6) for mean in means]
 
 
 def test_only_what_requires_gradients_is_trained() -> None:
@@ -268,7 +269,7 @@ def test_killed_training_continues_to_the_same_numbers(tmp_path: Path) -> None:
 def test_left_over_files_do_not_matter(uninterrupted: Any, tmp_path: Path) -> None:
     net, state, history = uninterrupted
     net.train(net.model(), replace(PLAIN, epochs=2, checkpoint=tmp_path))
-    for name in (".state-0003.safetensors.part", ".state.json.part", "state-0003.safetensors"):
+    for name in (".state-0003.safetensors.part", ".state.json.part", "state-0003.safetensors", ".tmp6Xz9aQ"):
         (tmp_path / name).write_bytes(b"half a file")
     model = net.model()
     assert numbers(net.train(model, replace(PLAIN, checkpoint=tmp_path))) == history

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct
 from revprop.graph import Graph, trace
 from revprop.networks import load_weights
 from revprop.reconstruction import Settings
-from revprop.report import diagnosis_table, reconstruction_table, study_tables, write_report
+from revprop.report import diagnosis_table, reconstruction_table, study_tables, write_figures, write_markdown, write_report
 from revprop.runs import RunStore
 
 __all__ = ["main"]
@@ -96,6 +97,15 @@ class Model:
         """The data as results are filed under: with its scaling, where it is not the usual one."""
         return self.data if self.mean is None else f"{self.data}, mean {self.mean}, std {self.std}"
 
+    @property
+    def weights_name(self) -> str:
+        """The weights as results are filed under: with a digest, since a file may be replaced by another of its name."""
+        if self.weights is None:
+            return ""
+        if not self.weights.is_file():
+            raise FileNotFoundError(f"no weights file {self.weights}")
+        return f"{self.weights} ({hashlib.sha256(self.weights.read_bytes()).hexdigest()[:8]})"
+
     def load(self) -> tuple[torch.nn.Module, Data, float | None]:
         """The trained network and its data."""
         if (self.mean is None) != (self.std is None):
@@ -129,9 +139,11 @@ class Diagnose:
     damping: float = 0.01
 
     def run(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples: expected at least 1, given {self.samples}")
         model, data, _ = self.model.load()
         graph = trace(model, data.test[0][:2])
-        about = {"network": self.model.network, "data": self.model.data_name, "weights": str(self.model.weights or ""),
+        about = {"network": self.model.network, "data": self.model.data_name, "weights": self.model.weights_name,
                  "samples": self.samples, "seed": self.model.seed, "epochs": self.model.baseline_epochs}
         row = diagnosis_run.run(graph, (data.test[0][:self.samples], data.test[1][:self.samples]), about, self.model.out,
                                 self.layers or None, Settings(rules=self.rules, strategy=self.strategy, damping=self.damping))
@@ -163,7 +175,7 @@ class PostTrain:
         way = Reconstruct(self.embedding, self.strategy, self.rules, self.damping, self.margin)
         rows = []
         for method in ("bp", "fr") if self.method == "both" else (self.method,):
-            settings = PostTrainingRun(self.model.network, self.model.data_name, str(self.model.weights or ""),
+            settings = PostTrainingRun(self.model.network, self.model.data_name, self.model.weights_name,
                                        self.model.baseline_epochs, self.start, self.stop, method, self.alpha, self.epochs,
                                        way, self.model.seed)
             rows.append(run(settings, model, data, self.model.out, self.model.device))
@@ -203,9 +215,18 @@ class Report:
 
     folder: Annotated[Path, tyro.conf.Positional]
     page: Path | None = None
+    """The page; report.html in the folder where not given."""
+    markdown: Path | None = None
+    """Write the tables to this Markdown file as well."""
+    figures: Path | None = None
+    """Write the figures to this folder as SVG files as well."""
 
     def run(self) -> None:
         console.print(f"report: {write_report(self.folder, self.page)}")
+        if self.markdown:
+            console.print(f"tables: {write_markdown([self.folder], self.markdown)}")
+        if self.figures:
+            console.print(f"figures: {', '.join(str(p) for p in write_figures(self.folder, self.figures))}")
         console.print(f"{len(RunStore(self.folder / 'rows').rows())} finished runs in {self.folder / 'rows'}")
 
 

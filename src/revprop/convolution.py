@@ -16,7 +16,8 @@ A 1x1 convolution without padding is a small dense map on the channels and alway
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,7 @@ class Convolution(LinearMap):
             return _CONV_TRANSPOSE[self.dims](z, self.weight, None, self.stride, padding, extra, self.groups, self.dilation)
         full = _CONV_TRANSPOSE[self.dims](z, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
         full = F.pad(full, [p for e in reversed(extra) for p in (0, e)])
-        return full[(..., *(slice(lo, lo + n) for (lo, _), n in zip(self.padding, self.wide[1:], strict=True)))]
+        return full[_box(slice(lo, lo + n) for (lo, _), n in zip(self.padding, self.wide[1:], strict=True))]
 
     # -- factoring -------------------------------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class Convolution(LinearMap):
         g, (k, c) = self.groups, (self.narrow[0], self.wide[0])
         weight = self.weight.reshape(g, k // g, c // g)
         inverse, mu, rank = batched_pinv(weight.mT if self.transposed else weight, damping)
-        kept = (..., *(slice(0, (o - 1) * s + 1, s) for o, s in zip(self.narrow[1:], self.stride, strict=True)))
+        kept = _box(slice(0, (o - 1) * s + 1, s) for o, s in zip(self.narrow[1:], self.stride, strict=True))
         strided = any(s > 1 for s in self.stride)
 
         def solve(r: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ class Convolution(LinearMap):
             short = [max(b + size - have, 0) for b, size, have in zip(start, self.wide[1:], a.shape[2:], strict=True)]
             if any(short):
                 a = F.pad(a, [p for amount in reversed(short) for p in (0, amount)])
-            return a[(..., *(slice(b, b + size) for b, size in zip(start, self.wide[1:], strict=True)))]
+            return a[_box(slice(b, b + size) for b, size in zip(start, self.wide[1:], strict=True))]
 
         return Factor(solve, "fft", mu, None, self.size)
 
@@ -198,7 +199,7 @@ class Convolution(LinearMap):
         if any(d > 1 for d in self.dilation):
             spread = kernel.new_zeros(*kernel.shape[:2],
                                       *((k - 1) * d + 1 for k, d in zip(kernel.shape[2:], self.dilation, strict=True)))
-            spread[(..., *(slice(None, None, d) for d in self.dilation))] = kernel
+            spread[_box(slice(None, None, d) for d in self.dilation)] = kernel
             kernel = spread
         transform = torch.fft.rfftn if self._real else torch.fft.fftn
         h = transform(kernel, s=self.period, dim=dims).conj()
@@ -239,7 +240,7 @@ class Convolution(LinearMap):
         spectrum = spectrum.permute(3, 1, 2, 0).reshape(n, self.narrow[0], *frequencies)
         dims = tuple(range(2, 2 + self.dims))
         signal = torch.fft.irfftn(spectrum, s=self.coarse, dim=dims) if self._real else torch.fft.ifftn(spectrum, dim=dims).real
-        return signal[(..., *(slice(0, o) for o in self.narrow[1:]))]
+        return signal[_box(slice(0, o) for o in self.narrow[1:])]
 
     def _fine_spectrum(self, a: Tensor) -> Tensor:
         """(n, c, *wide) -> (frequencies, groups, c / groups * aliases, n)."""
@@ -266,7 +267,7 @@ class Convolution(LinearMap):
             for i in range(self.dims):
                 order += [self.dims + 2 + i, i]  # alias m, then frequency k: u = m * coarse + k
             signal = torch.fft.ifftn(spectrum.permute(order).reshape(n, c, *self.period), dim=dims).real
-        return signal[(..., *(slice(lo, lo + size) for (lo, _), size in zip(self.padding, self.wide[1:], strict=True)))]
+        return signal[_box(slice(lo, lo + size) for (lo, _), size in zip(self.padding, self.wide[1:], strict=True))]
 
     def _factor_iterative(self, damping: float) -> Factor:
         rows, columns = self.size
@@ -299,6 +300,11 @@ def unroll(convolution: Convolution) -> Dense:
     eye = torch.eye(wide, dtype=convolution.weight.dtype).view(wide, *convolution.wide)
     matrix = convolution._down(eye).flatten(1).mT
     return Dense(matrix.mT if convolution.transposed else matrix)
+
+
+def _box(slices: Iterable[slice]) -> tuple[Any, ...]:
+    """An index that cuts the last dimensions."""
+    return (..., *slices)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -105,7 +105,8 @@ def diagnose(model: nn.Module | Graph, batches: Iterable[tuple[Tensor, Tensor]],
     all_wrong = torch.cat(wrong)
     found = []
     for layer, parts in collected.items():
-        deviation, reached, absolute, steps = zip(*parts, strict=True)
-        found.append(LayerDiagnosis(layer, torch.cat(deviation), torch.cat(reached), sum(absolute) / max(len(all_wrong), 1),
-                                    None if steps[0] is None else torch.cat(steps)))
+        deviations, reached, differences, steps = (list(column) for column in zip(*parts, strict=True))
+        taken = None if steps[0] is None else torch.cat(steps)
+        maps = torch.stack(differences).sum(0) / max(len(all_wrong), 1)
+        found.append(LayerDiagnosis(layer, torch.cat(deviations), torch.cat(reached), maps, taken))
     return Diagnosis(tuple(found), all_wrong)

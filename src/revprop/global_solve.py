@@ -102,6 +102,7 @@ def solve(suffix: Callable[..., Tensor], recorded: Tensor, held: tuple[Tensor, .
     if len(todo):
         part = _Search(suffix, recorded[todo], tuple(h[todo] for h in held), goal.at(todo), first[todo], scale[todo], options)
         part.run()
+        assert part.best_outputs is not None
         features[todo], results[todo] = part.best, part.best_outputs
         steps[todo], met[todo] = part.taken, part.best_met
     return Solution(features, results, steps, met)
@@ -120,14 +121,15 @@ class _Search:
         self.size = recorded.flatten(1).norm(dim=1).clamp_min(torch.finfo(recorded.dtype).tiny ** 0.5)
         self.x = recorded.clone()
         self.trust = options.trust * self.size
-        self.best, self.best_outputs = recorded.clone(), None
+        self.best = recorded.clone()
+        self.best_outputs: Tensor | None = None
         self.best_distance = torch.full((n,), torch.inf, dtype=recorded.dtype, device=recorded.device)
         self.best_miss = torch.full_like(self.best_distance, torch.inf)
         self.best_met = torch.zeros(n, dtype=torch.bool, device=recorded.device)
         self.taken = torch.zeros(n, dtype=torch.long, device=recorded.device)
         self.last_miss = torch.full_like(self.best_distance, torch.inf)
         self.last_step = torch.zeros_like(recorded)
-        self.rows = None
+        self.rows: Tensor | None = None
 
     def run(self) -> None:
         todo = torch.arange(len(self.recorded), device=self.recorded.device)

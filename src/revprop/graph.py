@@ -10,40 +10,20 @@ from __future__ import annotations
 import operator
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from revprop.errors import ExportError, near_matches, require_finite
+from revprop.segment import Segment, build_segment
 
 __all__ = ["Graph", "Segment", "trace"]
 
 aten = torch.ops.aten
 Example = Tensor | tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A part of a graph as a function: values of ``inputs`` in, values of ``outputs`` out, parameters read live.
-
-    ``segment(*values)`` uses the model's parameters as they are now; ``segment(*values, parameters={...})`` uses those
-    given by name instead, which is how training differentiates with respect to some of them only.
-    """
-
-    inputs: tuple[fx.Node, ...]
-    outputs: tuple[fx.Node, ...]
-    constants: tuple[str, ...]
-    function: Callable[..., tuple[Tensor, ...]] = field(repr=False)
-    read: Callable[[str], Tensor] = field(repr=False)
-
-    def __call__(self, *values: Tensor, parameters: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
-        given = parameters or {}
-        constants = [given[name] if name in given else self.read(name) for name in self.constants]
-        return self.function(*values, *constants)
 
 
 class Graph:
@@ -154,7 +134,7 @@ class Graph:
         """
         key = (tuple(inputs), tuple(outputs))
         if key not in self._segments:
-            self._segments[key] = _build_segment(self, *key)
+            self._segments[key] = build_segment(self, *key)
         return self._segments[key]
 
     def behind(self, layer: str) -> tuple[Segment, tuple[fx.Node, ...]]:
@@ -176,7 +156,7 @@ class Graph:
             ValueError: another number of tensors, or another shape behind the batch dimension, than was traced.
             NonFiniteError: NaN or infinity.
         """
-        values = (x,) if isinstance(x, Tensor) else tuple(x)
+        values = tuple(x) if isinstance(x, tuple | list) else (x,)
         if len(values) != len(self.inputs):
             raise ValueError(f"the model was traced with {len(self.inputs)} input tensors; {len(values)} were given")
         for node, value in zip(self.inputs, values, strict=True):
@@ -185,6 +165,8 @@ class Graph:
                 raise ValueError(f"input {node.name!r} was traced as (n, {', '.join(map(str, expected))}); "
                                  f"given: {tuple(value.shape)}")
             require_finite(value, f"input {node.name!r}")
+        if len({len(value) for value in values}) > 1:
+            raise ValueError(f"expected inputs of one batch size; given: {', '.join(str(len(value)) for value in values)}")
         return values
 
     def record(self, x: Example) -> dict[fx.Node, Tensor]:
@@ -221,7 +203,7 @@ def trace(model: nn.Module, example: Example) -> Graph:
     >>> trace(net, torch.zeros(1, 3)).layers
     ('input', '0', '1', '2', 'output')
     """
-    values = (example,) if isinstance(example, Tensor) else tuple(example)
+    values = tuple(example) if isinstance(example, tuple | list) else (example,)
     if not values or not all(isinstance(v, Tensor) and v.dim() >= 1 for v in values):
         raise ValueError("example: expected a tensor (n, ...) or a tuple of such tensors, batch first")
     # export specialises on sizes 0 and 1, so the example is repeated to a batch of 2 where it is smaller
@@ -252,7 +234,10 @@ def _from_program(model: nn.Module, program: torch.export.ExportedProgram) -> Gr
     user = set(signature.user_inputs)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     inputs = [n for n in placeholders if n.name in user]
-    constants = {n: named[n.name] for n in placeholders if n.name in named}
+    # a shared parameter goes by the name that model.named_parameters() gives it
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    shared = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    constants = {n: shared.get(named[n.name], named[n.name]) for n in placeholders if n.name in named}
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
         raise ExportError(f"the model writes to {', '.join(map(repr, changed))} during forward in eval mode; "
@@ -267,7 +252,10 @@ def _from_program(model: nn.Module, program: torch.export.ExportedProgram) -> Gr
     graph.eliminate_dead_code()
     graph.lint()
     results = next(n for n in graph.nodes if n.op == "output").args[0]
-    return Graph(model, graph, inputs, constants, tensors, results[0])  # type: ignore[index,arg-type]
+    traced = Graph(model, graph, inputs, constants, tensors, results[0])
+    if traced.output not in traced.active:
+        raise ExportError("the model's output does not depend on the input: there is nothing to run backwards")
+    return traced
 
 
 def _canonicalise(graph: fx.Graph, node: fx.Node) -> None:
@@ -358,45 +346,6 @@ def _name_layers(graph: Graph) -> dict[str, fx.Node]:
     named = dict(sorted(found.items(), key=lambda item: (order[item[1]], -item[0].count("."))))
     first = {"input": graph.inputs[0]} if len(graph.inputs) == 1 else {f"input:{n.name}": n for n in graph.inputs}
     return {**first, **named, "output": graph.output}
-
-
-def _build_segment(graph: Graph, inputs: tuple[fx.Node, ...], outputs: tuple[fx.Node, ...]) -> Segment:
-    given = set(inputs)
-    needed = graph.ancestors([n for n in outputs if n not in given], stop=given)
-    symbolic = {n for n in needed if isinstance(n.meta.get("val"), torch.SymInt)}
-    # sizes are read off the segment's own inputs, so what they were read off in the whole graph is not needed for them
-    tensors = graph.ancestors([n for n in outputs if n not in given], stop=given | symbolic) - symbolic
-    missing = [n.name for n in graph.inputs if n in tensors and n not in given]
-    if missing:
-        raise ValueError(f"this part of the network also needs the model's input {', '.join(missing)}")
-    new = fx.Graph()
-    copied: dict[fx.Node, Any] = {node: new.placeholder(f"cut_{i}") for i, node in enumerate(inputs)}
-    constants = [(n, name) for n, name in graph.constants.items() if n in tensors and n not in given]
-    for i, (node, _) in enumerate(constants):
-        copied[node] = new.placeholder(f"constant_{i}")
-    sizes: dict[str, Any] = {}
-    for i, node in enumerate(inputs):
-        for dim, size in enumerate(node.meta["val"].shape):
-            if isinstance(size, torch.SymInt) and str(size) not in sizes:
-                sizes[str(size)] = (i, dim)
-
-    def size_of(node: fx.Node) -> Any:
-        name = str(node.meta["val"])
-        if name in sizes:
-            if isinstance(sizes[name], tuple):
-                i, dim = sizes[name]
-                sizes[name] = new.call_function(aten.sym_size.int, (copied[inputs[i]], dim))
-            return sizes[name]
-        if node.target is aten.sym_size.int:
-            raise ValueError(f"the size {name} cannot be read off this part's inputs")
-        return new.node_copy(node, lambda a: copied.setdefault(a, size_of(a)) if a not in copied else copied[a])
-
-    for node in graph.fx_graph.nodes:
-        if node in tensors and node not in copied and node.op == "call_function":
-            copied[node] = new.node_copy(node, lambda a: copied[a] if a in copied else copied.setdefault(a, size_of(a)))
-    new.output(tuple(copied[n] for n in outputs))
-    module = fx.GraphModule(nn.Module(), new)
-    return Segment(inputs, outputs, tuple(name for _, name in constants), module.forward, graph.tensor)
 
 
 @contextmanager

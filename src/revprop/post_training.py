@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import torch
 import torch.nn.functional as F
@@ -251,7 +251,9 @@ class _Column:
     """A growing tensor: in memory up to its budget, then in a file mapped back into memory."""
 
     def __init__(self, path: Path, budget: int) -> None:
-        self.path, self.budget, self.parts, self.size, self.file = path, budget, [], 0, None  # type: ignore[var-annotated]
+        self.path, self.budget, self.size = path, budget, 0
+        self.parts: list[Tensor] = []
+        self.file: IO[bytes] | None = None
 
     def append(self, value: Tensor) -> None:
         self.size += value.numel() * value.element_size()
@@ -276,7 +278,7 @@ def _fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

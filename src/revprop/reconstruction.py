@@ -223,7 +223,7 @@ def reconstruct(model: nn.Module | Graph, x: Example, labels: Tensor | None = No
     n = values[0].shape[0]
     if target is not None:
         _check_target(graph, target, n)
-    else:
+    if labels is not None:
         check_labels(torch.empty(n, *graph.shape(graph.output), device="meta"), labels)
     if settings.strategy == "greedy":
         factors_behind(graph, settings.mode(), nodes.values())  # refuses before any computation

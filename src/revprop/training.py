@@ -13,15 +13,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from revprop.embedding import check_labels
 
 __all__ = ["Epoch", "Fitted", "Training", "TrainingDivergedError", "accuracy_of", "fit", "train_baseline"]
 
@@ -55,9 +59,9 @@ class Training:
     Attributes:
         epochs, batch_size, learning_rate: Adam's, the papers' 0.001 and 256.
         seed: of the one generator that shuffles, and of what a module draws in training (dropout); torch's own is left alone.
-        device: "auto", "cpu", "cuda", ... precision: as fabric names it.
+        device: "auto", "cpu", "cuda", "cuda:1", ... precision: as fabric names it.
         checkpoint: a folder for the state after each epoch, or None; an earlier run's state there is continued.
-        progress: whether to draw a progress bar on standard error.
+        progress: whether to draw a progress bar on standard error, where that is a terminal.
     """
 
     epochs: int = 10
@@ -78,7 +82,9 @@ class Training:
 
     def fabric(self) -> Fabric:
         """The fabric that places the work."""
-        return Fabric(accelerator=self.device, devices=1, precision=self.precision)  # type: ignore[arg-type]
+        kind, _, index = self.device.partition(":")  # torch's own way to name one of several
+        devices = [int(index)] if index.isdigit() and kind != "cpu" else 1
+        return Fabric(accelerator=kind, devices=devices, precision=self.precision)  # type: ignore[arg-type]
 
 
 Loss = Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]]
@@ -111,14 +117,15 @@ def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Trainin
     device = fabric.device
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer = torch.optim.Adam(trained, lr=training.learning_rate)
-    wrapped, optimizer = fabric.setup(module, optimizer)  # type: ignore[assignment]
+    wrapped, optimizer = fabric.setup(module, optimizer)
     generator = torch.Generator().manual_seed(training.seed)
     state = _Checkpoint(training, module, optimizer, generator, dict(identity or {}))
     history = state.resume()
     memory = _StepMemory(module, device)
     n = len(data[0])
+    console = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn(),
-                  disable=not training.progress, transient=True) as bar:
+                  console=console, disable=not (training.progress and console.is_terminal), transient=True) as bar:
         task = bar.add_task(description, total=training.epochs, completed=max(len(history) - 1, 0), note="")
         if not history:
             history.append(Epoch(0, {}, evaluate() if evaluate else None, 0.0))
@@ -131,7 +138,7 @@ def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Trainin
                 for step, start in enumerate(range(0, n, training.batch_size), start=1):
                     rows = order[start:start + training.batch_size]
                     batch = tuple(t[rows.to(t.device)].to(device) for t in data)
-                    losses = loss(wrapped, batch) if memory.peak else memory.measure(batch, lambda b=batch: loss(wrapped, b))
+                    losses = loss(wrapped, batch) if memory.peak else memory.measure(batch, partial(loss, wrapped, batch))
                     value = float(losses["loss"].detach())
                     if not math.isfinite(value):
                         raise state.diverged(f"the loss is {value}", step, epoch)
@@ -140,7 +147,7 @@ def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Trainin
                     optimizer.step()
                     for name, part in losses.items():
                         share = part.detach() * len(rows)  # stays on the device: only the loss itself is waited for
-                    sums[name] = sums[name] + share if name in sums else share
+                        sums[name] = sums[name] + share if name in sums else share
             # a finite loss can have an infinite gradient: what that leaves behind must not replace the last good state
             if not all(bool(p.detach().isfinite().all()) for p in trained):
                 raise state.diverged("a trained parameter is NaN or infinite", step, epoch)
@@ -165,7 +172,7 @@ class _Checkpoint:
 
     def _settings(self) -> dict[str, Any]:
         chosen = {k: v for k, v in asdict(self.training).items() if k in ("batch_size", "learning_rate", "seed", "precision")}
-        return json.loads(json.dumps({**self.identity, **chosen}))  # type: ignore[no-any-return]
+        return json.loads(json.dumps({**self.identity, **chosen}))
 
     def diverged(self, what: str, step: int, epoch: int) -> TrainingDivergedError:
         kept = f"the last good state is {self.last}" if self.last else "no checkpoint was kept"
@@ -189,7 +196,8 @@ class _Checkpoint:
         text = json.dumps({"state": name, "settings": self._settings(), "history": [asdict(e) for e in history]}, indent=1)
         (folder / ".state.json.part").write_text(text)
         os.replace(folder / ".state.json.part", folder / "state.json")
-        for old in folder.glob("state-*.safetensors"):
+        # what came before, and what a killed run left half-written (safetensors writes to .tmp... first)
+        for old in (*folder.glob("state-*.safetensors"), *folder.glob(".tmp*")):
             if old.name != name:
                 old.unlink()
         self.last = str(folder / name)
@@ -254,6 +262,9 @@ def train_baseline(model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[T
     Returns:
         The history, with test accuracies where ``test`` is given.
 
+    Raises:
+        ValueError: labels that do not fit the model's outputs. And all that :func:`fit` raises.
+
     >>> x, y = torch.randn(64, 4), torch.randint(0, 3, (64,))
     >>> len(train_baseline(nn.Linear(4, 3), (x, y), (x, y), Training(epochs=1, device="cpu")))
     2
@@ -267,6 +278,12 @@ def train_baseline(model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[T
         model.eval()
         return accuracy_of(model, zip(test[0].split(2048), test[1].split(2048), strict=True))
 
+    model.eval()
+    place = next((p.device for p in model.parameters()), train[0].device)
+    with torch.no_grad():
+        outputs = model(train[0][:1].to(place))
+    for labels in (train[1], *([] if test is None else [test[1]])):
+        check_labels(torch.empty(len(labels), *outputs.shape[1:], device="meta"), labels)
     history = fit(model, train, loss, training, evaluate if test is not None else None, identity, "baseline").history
     model.eval()
     return history

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,11 +111,11 @@ class Windows:
             return cut.flatten(2).scatter_add_(2, at, raised).view(x.shape)
         if x.numel() == 0 or target.numel() == 0:
             return torch.zeros_like(x)
-        inside = (..., *(slice(p, p + size) for p, size in zip(self.padding, self.size, strict=True)))
+        inside: tuple[Any, ...] = (..., *(slice(p, p + size) for p, size in zip(self.padding, self.size, strict=True)))
         # what padding may rise to: nothing
         cap, values = (self._padded(target) for _ in range(2))
         cap[inside] = math.inf
-        views = [(..., *place) for place in self._offsets()]
+        views: list[tuple[Any, ...]] = [(..., *place) for place in self._offsets()]
         for view in views:  # the smallest target among the windows around each position
             cap[view].clamp_(max=target)
         values[inside] = torch.minimum(x, cap[inside])
@@ -134,7 +135,7 @@ class Windows:
         return values[inside] - x
 
     @staticmethod
-    def _raise_as_far(values: Tensor, cap: Tensor, views: Sequence[tuple[object, ...]], stuck: Tensor) -> None:
+    def _raise_as_far(values: Tensor, cap: Tensor, views: Sequence[tuple[Any, ...]], stuck: Tensor) -> None:
         """Windows whose target no entry may reach: the entry with the most room takes it."""
         at = tuple(stuck.unbind(1))
         room = torch.stack([cap[view][at] for view in views])

@@ -18,9 +18,9 @@ import torch
 from revprop.datasets.array_files import IDX_NAMES, load_idx_folder, load_npz, read_idx
 from revprop.datasets.cifar_files import CIFAR, load_cifar
 from revprop.datasets.files import walk_files
-from revprop.errors import near_matches
-from revprop.datasets.images import ImageData, Split
 from revprop.datasets.image_folder import PARTS, SUFFIXES, load_image_folder
+from revprop.datasets.images import ImageData, Split
+from revprop.errors import near_matches
 
 __all__ = [
     "ImageData",

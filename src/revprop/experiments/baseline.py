@@ -89,6 +89,7 @@ def load_baseline(baseline: Baseline, data: Data, folder: Path, device: str = "a
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes a state dict as safetensors, in one step; a tensor that two modules share is written for each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}, path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
 

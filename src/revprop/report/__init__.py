@@ -4,7 +4,7 @@ from revprop.report.aggregation import LayerSummary, RunGroup, group_runs, summa
 from revprop.report.figures import accuracy_curves, deviation_bars, discrepancy_maps, figure_to_png_uri, figure_to_svg
 from revprop.report.page import Section, write_page
 from revprop.report.published import PUBLISHED, PUBLISHED_EPOCHS, PublishedRow, PublishedTable
-from revprop.report.study import reconstruction_table, study_tables, write_report
+from revprop.report.study import reconstruction_table, study_tables, write_figures, write_markdown, write_report
 from revprop.report.tables import Table, diagnosis_table, post_training_table
 
 __all__ = [
@@ -27,6 +27,8 @@ __all__ = [
     "reconstruction_table",
     "study_tables",
     "summarise_diagnosis",
+    "write_figures",
+    "write_markdown",
     "write_page",
     "write_report",
 ]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from revprop.report.figures import accuracy_curves, deviation_bars, discrepancy_maps
+from revprop.report.figures import accuracy_curves, deviation_bars, discrepancy_maps, figure_to_svg
 from revprop.report.page import Section, write_page
 from revprop.report.published import PUBLISHED
 from revprop.report.tables import Table, diagnosis_table, post_training_table
-from revprop.runs import RunStore
+from revprop.runs import RunStore, write_atomically
 
-__all__ = ["reconstruction_table", "study_tables", "write_report"]
+__all__ = ["reconstruction_table", "study_tables", "write_figures", "write_markdown", "write_report"]
 
 Row = Mapping[str, Any]
 
@@ -39,6 +40,50 @@ def write_report(folder: Path, path: Path | None = None, title: str = "Running a
     lead = ("revprop asks what each layer of a trained network should have produced for the right label, shows how far its "
             "features are from that, and trains single modules towards it.")
     return write_page(path or folder / "report.html", title, lead, sections)
+
+
+def write_markdown(folders: Sequence[Path], path: Path, title: str = "Results") -> Path:
+    """Writes the tables of some folders of runs as one Markdown page.
+
+    Raises:
+        ValueError: the folders hold no finished run.
+    """
+    blocks = [f"# {title}", "Written by `revprop report` from the rows of finished runs."]
+    for folder in folders:
+        rows = RunStore(folder / "rows").rows()
+        groups: dict[tuple[str, str], list[Row]] = {}
+        for row in rows:
+            if row["settings"].get("kind") == "reconstruction":
+                groups.setdefault((row["settings"]["network"], row["settings"]["data"]), []).append(row)
+        tables = [*(reconstruction_table(group) for group in groups.values()), *study_tables(rows)]
+        for table in tables:
+            blocks.append(f"## {table.title}\n\n{table.to_markdown()}")
+        if tables:
+            machines = _provenance(rows).tables[0].to_markdown()
+            blocks.append(machines)
+    if len(blocks) == 2:
+        raise ValueError(f"no finished run in {', '.join(str(f / 'rows') for f in folders)}")
+    write_atomically(path, "\n\n".join(blocks) + "\n")
+    return path
+
+
+def write_figures(folder: Path, out: Path) -> list[Path]:
+    """Writes every figure of a folder's report as an SVG file, for pages and papers.
+
+    Raises:
+        ValueError: the folder holds no finished run.
+    """
+    rows = RunStore(folder / "rows").rows()
+    figures = [(section, figure) for section in [*_diagnoses(rows), *_post_trainings(rows)] for figure in section.figures]
+    if not figures:
+        raise ValueError(f"no figure to draw from {folder / 'rows'}: run revprop demo, diagnose or post-train first")
+    written = []
+    for number, (_, figure) in enumerate(figures, start=1):
+        name = re.sub(r"[^a-z0-9]+", "-", re.split(r"[,:(;]", str(figure.get_label()))[0].lower()).strip("-")[:40]
+        path = out / f"{number}-{name}.svg"
+        write_atomically(path, figure_to_svg(figure))
+        written.append(path)
+    return written
 
 
 def study_tables(rows: Sequence[Row]) -> list[Table]:

@@ -110,13 +110,13 @@ class Call:
         if self.is_activation(value):
             raise Refusal(f'its {name!r} depends on the input (a product of activations); use strategy="global"')
         if isinstance(value, fx.Node):
-            raise Refusal(f'its {name!r} depends on the batch size; use strategy="global"')
+            raise Refusal(f'its {name!r} depends on the input or the batch size; use strategy="global"')
         return value if isinstance(value, Tensor) or value is None else torch.as_tensor(value)
 
     def like(self, values: Any) -> Tensor:
         """A tensor of the output's type, on the model's device."""
         if isinstance(values, fx.Node):
-            raise Refusal('a factor that depends on the batch size; use strategy="global"')
+            raise Refusal('a factor that depends on the input or the batch size; use strategy="global"')
         parameter = next(self.graph.model.parameters(), None)
         return torch.as_tensor(values, dtype=self.node.meta["val"].dtype, device=parameter.device if parameter is not None else None)
 

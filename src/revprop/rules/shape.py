@@ -44,7 +44,8 @@ def reshape(call: Call) -> Fact:
 def permute(call: Call) -> Fact:
     node = call.only()
     rank = len(call.graph.shape(node)) + 1
-    moved = call.node.target(torch.empty(tuple(range(1, rank + 1))), *call.node.args[1:], **call.node.kwargs)
+    operator: Any = call.node.target
+    moved = operator(torch.empty(tuple(range(1, rank + 1))), *call.node.args[1:], **call.node.kwargs)
     order = [size - 1 for size in moved.shape]
     back = [order.index(i) for i in range(rank)]
     return Linear(Copy(lambda a: a.permute(order), lambda z: z.permute(back)))

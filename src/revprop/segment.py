@@ -1,0 +1,83 @@
+"""A part of a traced network as a function: compiled once, its parameters read live at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+if TYPE_CHECKING:
+    from revprop.graph import Graph
+
+__all__ = ["Segment", "build_segment"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a graph as a function: values of ``inputs`` in, values of ``outputs`` out, parameters read live.
+
+    ``segment(*values)`` uses the model's parameters as they are now; ``segment(*values, parameters={...})`` uses those
+    given by name instead, which is how training differentiates with respect to some of them only.
+    """
+
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+    constants: tuple[str, ...]
+    function: Callable[..., tuple[Tensor, ...]] = field(repr=False)
+    read: Callable[[str], Tensor] = field(repr=False)
+
+    def __call__(self, *values: Tensor, parameters: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+        given = parameters or {}
+        constants = [given[name] if name in given else self.read(name) for name in self.constants]
+        return self.function(*values, *constants)
+
+
+def build_segment(graph: Graph, inputs: tuple[fx.Node, ...], outputs: tuple[fx.Node, ...]) -> Segment:
+    """Compiles the part of ``graph`` from ``inputs`` to ``outputs``; :meth:`revprop.graph.Graph.segment` keeps the result.
+
+    Sizes that the traced code reads off tensors outside of the part are read off the part's own inputs.
+
+    Raises:
+        ValueError: the part needs a model input that is not among ``inputs``.
+    """
+    given = set(inputs)
+    needed = graph.ancestors([n for n in outputs if n not in given], stop=given)
+    symbolic = {n for n in needed if isinstance(n.meta.get("val"), torch.SymInt)}
+    # sizes are read off the segment's own inputs, so what they were read off in the whole graph is not needed for them
+    tensors = graph.ancestors([n for n in outputs if n not in given], stop=given | symbolic) - symbolic
+    missing = [n.name for n in graph.inputs if n in tensors and n not in given]
+    if missing:
+        raise ValueError(f"this part of the network also needs the model's input {', '.join(missing)}")
+    new = fx.Graph()
+    copied: dict[fx.Node, Any] = {node: new.placeholder(f"cut_{i}") for i, node in enumerate(inputs)}
+    constants = [(n, name) for n, name in graph.constants.items() if n in tensors and n not in given]
+    for i, (node, _) in enumerate(constants):
+        copied[node] = new.placeholder(f"constant_{i}")
+    sizes: dict[str, Any] = {}
+    for i, node in enumerate(inputs):
+        for dim, size in enumerate(node.meta["val"].shape):
+            if isinstance(size, torch.SymInt) and str(size) not in sizes:
+                sizes[str(size)] = (i, dim)
+
+    def size_of(node: fx.Node) -> Any:
+        name = str(node.meta["val"])
+        if name in sizes:
+            if isinstance(sizes[name], tuple):
+                i, dim = sizes[name]
+                sizes[name] = new.call_function(aten.sym_size.int, (copied[inputs[i]], dim))
+            return sizes[name]
+        if node.target is aten.sym_size.int:
+            raise ValueError(f"the size {name} cannot be read off this part's inputs")
+        return new.node_copy(node, lambda a: copied.setdefault(a, size_of(a)) if a not in copied else copied[a])
+
+    for node in graph.fx_graph.nodes:
+        if node in tensors and node not in copied and node.op == "call_function":
+            copied[node] = new.node_copy(node, lambda a: copied[a] if a in copied else copied.setdefault(a, size_of(a)))
+    new.output(tuple(copied[n] for n in outputs))
+    module = fx.GraphModule(nn.Module(), new)
+    return Segment(inputs, outputs, tuple(name for _, name in constants), module.forward, graph.tensor)
