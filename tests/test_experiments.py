@@ -165,7 +165,9 @@ GRID = PostTrainingGrid(SMALL, alpha=0.5, epochs=2, cells=(("input", "conv1"), (
 
 
 def test_cells_methods_and_seeds(tmp_path: Path) -> None:
-    rows = post_training_grid.run(replace(GRID, seeds=(0, 1), fr=(Reconstruct(), OURS), reduced="two cells"), tmp_path, "cpu")
+    rows = post_training_grid.run(
+        replace(GRID, seeds=(0, 1), fr=(Reconstruct(), OURS), reduced="two cells"), tmp_path, "cpu"
+    )
     found = [
         (r["settings"]["seed"], r["l_start"], r["l_stop"], r["settings"]["method"], r["settings"].get("rules"))
         for r in rows

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from rich.console import Console
+from safetensors import SafetensorError
 
 from revprop import reverse
 from revprop.datasets import data_root, load_data
@@ -213,21 +214,22 @@ class Reproduce:
 class Report:
     """Write one self-contained page of everything a folder of runs holds."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
-    page: Path | None = None
-    """The page; report.html in the folder where not given."""
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of runs; each gets its own report.html."""
     markdown: Path | None = None
-    """Write the tables to this Markdown file as well."""
+    """Write the tables of all of them to this Markdown file as well."""
     figures: Path | None = None
-    """Write the figures to this folder as SVG files as well."""
+    """Write their figures to this folder as SVG files as well."""
 
     def run(self) -> None:
-        console.print(f"report: {write_report(self.folder, self.page)}")
+        if not self.folders:
+            raise ValueError("give the folder of some runs, e.g. out/demo")
+        for folder in self.folders:
+            console.print(f"report: {write_report(folder)} ({len(RunStore(folder / 'rows').rows())} finished runs)")
+            if self.figures:
+                console.print(f"figures: {', '.join(str(p) for p in write_figures(folder, self.figures))}")
         if self.markdown:
-            console.print(f"tables: {write_markdown([self.folder], self.markdown)}")
-        if self.figures:
-            console.print(f"figures: {', '.join(str(p) for p in write_figures(self.folder, self.figures))}")
-        console.print(f"{len(RunStore(self.folder / 'rows').rows())} finished runs in {self.folder / 'rows'}")
+            console.print(f"tables: {write_markdown(self.folders, self.markdown)}")
 
 
 Command = (
@@ -267,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     sys.path.insert(0, str(Path.cwd()))  # so that a user's own package.module:factory is found
     try:
         tyro.cli(Command, args=arguments, prog="revprop", description="Run trained neural networks backwards.").run()
-    except (ValueError, KeyError, OSError, ImportError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, KeyError, OSError, ImportError, NotImplementedError, RuntimeError, SafetensorError) as error:
         print(f"revprop: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -204,8 +204,9 @@ class _Search:
         self._step(at, x, (jacobian.mT @ dual.unsqueeze(-1)).squeeze(-1) - away)
 
     def _move_iteratively(self, todo: Tensor, x: Tensor, outputs: Tensor, goal: Goal, moving: Tensor, k: int) -> None:
-        """The same for targets with many outputs: conjugate gradients on ``J J^T``, whose products are a vector-Jacobian and a
-        Jacobian-vector product (the latter by differentiating the former, which is linear, once more)."""
+        """The same for targets with many outputs: the least-squares solution of smallest norm by conjugate gradients on the
+        normal equations; their products are a vector-Jacobian and a Jacobian-vector product (the latter by differentiating
+        the former, which is linear, once more)."""
         assert goal.target is not None
         probe = torch.zeros_like(outputs, requires_grad=True)
         pulled = torch.autograd.grad(outputs, x, probe, create_graph=True)[0]
@@ -217,20 +218,22 @@ class _Search:
             return torch.autograd.grad(pulled, probe, v, retain_graph=True)[0]
 
         away = self._away(todo, x.detach(), k).view(x.shape)
-        b = goal.target - outputs.detach() + forward(away)
-        y, r = torch.zeros_like(b), b.clone()
-        p, rho = r.clone(), _dot(r, r)
-        goal_norm = 1e-8 * rho
+        residual = goal.target - outputs.detach() + forward(away)
+        change = torch.zeros_like(away)
+        gradient = transposed(residual)
+        p, gamma = gradient.clone(), _dot(gradient, gradient)
+        settled = 1e-8 * gamma
         for _ in range(200):
-            going = rho > goal_norm
+            going = gamma > settled
             if not bool(going.any()):
                 break
-            q = forward(transposed(p)) + self.options.ridge * p
-            step = torch.where(going, rho / _dot(p, q), 0.0).nan_to_num(0.0, 0.0, 0.0)
-            y, r = y + step * p, r - step * q
-            new = _dot(r, r)
-            p, rho = r + torch.where(going, new / rho, 0.0).nan_to_num(0.0, 0.0, 0.0) * p, new
-        change = (transposed(y) - away).flatten(1)
+            q = forward(p)
+            length = torch.where(going, gamma / _dot(q, q), 0.0).nan_to_num(0.0, 0.0, 0.0)
+            change, residual = change + length * p, residual - length * q
+            gradient = transposed(residual)
+            new = _dot(gradient, gradient)
+            p, gamma = gradient + torch.where(going, new / gamma, 0.0).nan_to_num(0.0, 0.0, 0.0) * p, new
+        change = (change - away).flatten(1)
         self._step(todo[moving], x.detach()[moving], change[moving])
 
     def _away(self, at: Tensor, x: Tensor, k: int) -> Tensor:

@@ -275,7 +275,7 @@ def _canonicalise(graph: fx.Graph, node: fx.Node) -> None:
     elif target in (aten.split.Tensor, aten.split_with_sizes.default) and isinstance(index, int):
         x, sizes = args[0], args[1]
         dim = args[2] if len(args) > 2 else source.kwargs.get("dim", 0)
-        start = index * sizes if isinstance(sizes, int) else sum(sizes[:index])  # type: ignore[operator,index,arg-type]
+        start = index * sizes if isinstance(sizes, int) else sum(sizes[:index])  # type: ignore[index,arg-type]
         stop = start + (sizes if isinstance(sizes, int) else sizes[index])  # type: ignore[operator,index]
         new = (aten.slice.Tensor, (x, dim, start, stop))
     elif target is aten.unbind.int:
