@@ -132,7 +132,7 @@ def test_help_lists_all_commands(run: Any) -> None:
     assert all(re.search(rf"{command}\s+[A-Z]", out) for command in COMMANDS)
 
 
-def test_demo(run: Any, tmp_path: Path) -> None:
+def test_demo(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = run("demo", "--out", "results")
     assert (code, err) == (0, "")
     accuracy = re.search(r"^baseline: (\d+\.\d\d) % of 450 test digits right$", out, re.MULTILINE)
@@ -148,9 +148,9 @@ def test_demo(run: Any, tmp_path: Path) -> None:
     best = max(row["history"][-1]["accuracy"] for row in RunStore(Path("results/rows")).rows() if "history" in row)
     assert 100 * best > float(accuracy[1])  # post-training repairs something
     before = {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.json")}
-    began = time.perf_counter()
-    assert run("demo", "--out", "results")[1] == out
-    assert time.perf_counter() - began < 8
+    for name in ("revprop.training.fit", "revprop.post_training.fit"):
+        monkeypatch.setattr(name, None)  # the second time nothing is trained
+    assert run("demo", "--out", "results") == (0, out, "")
     assert {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.json")} == before
 
 

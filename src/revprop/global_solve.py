@@ -191,7 +191,7 @@ class _Search:
         if goal.labels is None and outputs[0].numel() > DENSE_OUTPUTS:
             self._move_iteratively(todo, x, outputs, goal, moving, k)
             return
-        rows, bounds = self._constraints(todo, outputs, goal)
+        rows, bounds, classes = self._constraints(todo, outputs, goal)
         jacobian = self._jacobian(x, outputs, rows)
         at = todo[moving]
         x, jacobian, b = x.detach()[moving], jacobian[moving], bounds[moving]
@@ -200,7 +200,13 @@ class _Search:
         gram = jacobian @ jacobian.mT
         size = torch.diagonal(gram, dim1=1, dim2=2).amax(1).clamp_min(torch.finfo(gram.dtype).tiny)
         gram = gram + (self.options.ridge * size)[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        dual = _nonnegative(gram, b) if goal.labels is not None else torch.linalg.solve(gram, b)
+        if goal.labels is None:
+            dual = torch.linalg.solve(gram, b)
+        else:
+            dual = _nonnegative(gram, b)
+            assert self.rows is not None
+            # a class whose constraint holds without force is dropped until it beats the label again
+            self.rows[at] = torch.zeros_like(self.rows[at]).scatter(1, classes[moving], dual > 0)
         self._step(at, x, (jacobian.mT @ dual.unsqueeze(-1)).squeeze(-1) - away)
 
     def _move_iteratively(self, todo: Tensor, x: Tensor, outputs: Tensor, goal: Goal, moving: Tensor, k: int) -> None:
@@ -251,27 +257,27 @@ class _Search:
         self.last_step[at] = step
         self.x[at] = x + step
 
-    def _constraints(self, todo: Tensor, outputs: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
-        """Rows (n, k, outputs) of the linear constraints on the outputs and what is missing (n, k); -inf: no constraint."""
+    def _constraints(self, todo: Tensor, outputs: Tensor, goal: Goal) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (n, k, outputs) of the linear constraints on the outputs, what is missing (n, k; -inf: no constraint), and the
+        output each row is about (n, k)."""
         out = outputs.detach()
         if goal.labels is None:
             assert goal.target is not None
             width = out[0].numel()
             rows = torch.eye(width, dtype=out.dtype, device=out.device).expand(len(out), -1, -1)
-            return rows, (goal.target - out).flatten(1)
+            return rows, (goal.target - out).flatten(1), torch.arange(width, device=out.device).expand(len(out), -1)
         label = goal.labels[:, None]
         missing = out + goal.margin - out.gather(1, label) + self.aim[todo][:, None]
         missing = missing.scatter(1, label, -torch.inf)
         if self.rows is None:
             self.rows = torch.zeros(len(self.x), out.shape[1], dtype=torch.bool, device=out.device)
         active = _active(missing) | self.rows[todo]
-        self.rows[todo] = active
         k = max(int(active.sum(1).max()), 1)
         order = torch.where(active, missing, -torch.inf).topk(k, dim=1)
         chosen = torch.zeros(len(out), k, out.shape[1], dtype=out.dtype, device=out.device)
         chosen.scatter_(2, order.indices.unsqueeze(-1), -1.0)
         chosen.scatter_add_(2, label[:, None, :].expand(-1, k, -1), torch.ones(len(out), k, 1, dtype=out.dtype, device=out.device))
-        return chosen, order.values
+        return chosen, order.values, order.indices
 
     def _jacobian(self, x: Tensor, outputs: Tensor, rows: Tensor) -> Tensor:
         """(n, k, features): one vector-Jacobian product per row, all samples at once."""
