@@ -121,7 +121,7 @@ def test_help(run: Any, command: str) -> None:
     assert code == 0
     assert err == ""
     assert out.startswith(f"usage: revprop {command} [-h]")
-    expected = {"demo": "--out", "check": "--shape", "report": "--page", "reproduce": "fr-pt/table1"}
+    expected = {"demo": "--out", "check": "--shape", "report": "--markdown", "reproduce": "fr-pt/table1"}
     assert expected.get(command, "--network") in out
     assert "--help" in out
 
@@ -267,16 +267,25 @@ def test_post_train_with_all_of_ones_own(run: Any, own: str) -> None:
         assert all(torch.equal(stored[name], value) for name, value in direct.model.state_dict().items())
     code, out, _ = run("report", "o")
     assert code == 0
-    assert out.splitlines() == ["report: o/report.html", "2 finished runs in o/rows"]
+    assert out == "report: o/report.html (2 finished runs)\n"
 
 
-def test_report_elsewhere(run: Any) -> None:
-    assert run("diagnose", *DIGITS, "--samples", "20", "--out", "o")[0] == 0
-    assert run("report", "o", "--page", "pages/mine.html")[:2] == (
-        0,
-        "report: pages/mine.html\n1 finished runs in o/rows\n",
-    )
-    assert Path("pages/mine.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+def test_report_of_several_folders(run: Any, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        assert run("diagnose", *DIGITS, "--samples", "20", "--out", folder)[0] == 0
+    assert run("post-train", *DIGITS, "--epochs", "1", "--start", "fc1", "--method", "bp", "--out", "two")[0] == 0
+    code, out, err = run("report", "one", "two", "--markdown", "pages/tables.md", "--figures", "figures")
+    assert (code, err) == (0, "")
+    for name, count in (("one", 1), ("two", 2)):
+        assert f"report: {name}/report.html ({count} finished runs)" in out
+        assert Path(name, "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    tables = Path("pages/tables.md").read_text(encoding="utf-8")
+    assert "## Post-training digits on digits: test accuracy" in tables
+    assert re.search(r"^\| BP \(3, 4\) \| 330 \|", tables, re.MULTILINE)
+    # bars and maps of each diagnosis, curves of the post-training: none written over another
+    figures = {path.relative_to("figures").parts[0] for path in Path("figures").rglob("*.svg")}
+    assert figures == {"one", "two"}
+    assert len(list(Path("figures").rglob("*.svg"))) == out.count(".svg") == 5
 
 
 @pytest.mark.parametrize("name", ["fr-pt/table1", "design/cifar10"])
@@ -361,6 +370,7 @@ WRONG = {
         "expected 1 means and standard deviations",
     ),
     "device": (["diagnose", *DIGITS[:-1], "cudaa", "--out", "new"], "invalid accelerator name: .*cudaa"),
+    "nothing named": (["report"], "give the folder of some runs"),
     "nothing to report": (["report", "nowhere"], "no finished run in nowhere/rows"),
     "out is a file": (["diagnose", *DIGITS, "--out", "data.npz"], r"data\.npz"),
 }

@@ -490,7 +490,7 @@ LOADERS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 @pytest.mark.parametrize("kind", LOADERS)
 def test_loaders_give_the_numbers_of_the_two_tensors(residual_graph: Graph, kind: str) -> None:
     data, held_out = residual_data(dtype=torch.float64), residual_data(30, torch.float64)
-    settings = {"alpha": 0.5, **QUICK}
+    settings = {"alpha": 0.5, "strategy": "greedy", **QUICK}
     expected = post_train(residual_graph, data, "stem", "block1", validation=held_out, **settings)
     loader, validation = LOADERS[kind](*data), LOADERS[kind](*held_out)
     result = post_train(residual_graph, loader, "stem", "block1", validation=validation, **settings)
@@ -623,6 +623,18 @@ def test_bad_options(digits_graph: Graph, options: dict[str, Any], message: str)
 def test_an_empty_loader(digits_graph: Graph, loader: Any) -> None:
     with pytest.raises(ValueError, match=r"loader: expected batches of \(inputs, labels\); it gave none"):
         post_train(digits_graph, loader, "conv1", "fc1", **QUICK)
+
+
+def test_what_is_no_loader(digits_graph: Graph) -> None:
+    x, y = digits().train
+    for loader, message in (
+        (TensorDataset(x, y), "its items are single samples: torch.utils.data.DataLoader makes batches"),
+        ([x, y], "or a tuple of the two tensors; its first item is a Tensor"),
+        (x, "its first item is a Tensor"),
+        ([(x, y, y)], "its first item is a tuple of 3"),
+    ):
+        with pytest.raises(ValueError, match=f"loader: expected batches.*{message}"):
+            post_train(digits_graph, loader, "conv1", "fc1", **QUICK)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("where", ["first batch", "second batch", "validation"])

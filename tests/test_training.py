@@ -167,6 +167,25 @@ def test_bad_options(option: dict[str, Any], message: str) -> None:
         Training(**option)
 
 
+@pytest.mark.parametrize(
+    ("device", "accelerator", "devices"),
+    [
+        ("cpu", "cpu", 1),
+        (torch.device("cpu"), "cpu", 1),
+        ("cuda", "cuda", 1),
+        ("cuda:2", "cuda", [2]),
+        ("auto", "auto", 1),
+    ],
+)
+def test_devices_are_named_as_in_torch(
+    monkeypatch: pytest.MonkeyPatch, device: Any, accelerator: str, devices: Any
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("revprop.training.Fabric", lambda **options: asked.update(options))
+    Training(device=device).fabric()
+    assert asked == {"accelerator": accelerator, "devices": devices, "precision": "32-true"}
+
+
 # -- interruptions ---------------------------------------------------------------------------------
 
 

@@ -219,7 +219,7 @@ class Report:
     markdown: Path | None = None
     """Write the tables of all of them to this Markdown file as well."""
     figures: Path | None = None
-    """Write their figures to this folder as SVG files as well."""
+    """Write their figures to this folder as SVG files as well, in a folder each where there are several."""
 
     def run(self) -> None:
         if not self.folders:
@@ -227,7 +227,9 @@ class Report:
         for folder in self.folders:
             console.print(f"report: {write_report(folder)} ({len(RunStore(folder / 'rows').rows())} finished runs)")
             if self.figures:
-                console.print(f"figures: {', '.join(str(p) for p in write_figures(folder, self.figures))}")
+                # figures are numbered by folder: one folder's must not replace another's
+                place = self.figures if len(self.folders) == 1 else self.figures / folder.name
+                console.print(f"figures: {', '.join(str(p) for p in write_figures(folder, place))}")
         if self.markdown:
             console.print(f"tables: {write_markdown(self.folders, self.markdown)}")
 

@@ -197,8 +197,12 @@ class _Search:
         x, jacobian, b = x.detach()[moving], jacobian[moving], bounds[moving]
         away = self._away(at, x, k)
         b = b + torch.where(b > -torch.inf, (jacobian @ away.unsqueeze(-1)).squeeze(-1), 0.0)
+        # in units of its largest entry, so that a vanishing Jacobian gives a finite step, and a zero one none
+        scale = jacobian.abs().amax((1, 2))
+        scale = torch.where(scale > 0, scale, 1.0)
+        jacobian, b = jacobian / scale[:, None, None], b / scale[:, None]
         gram = jacobian @ jacobian.mT
-        size = torch.diagonal(gram, dim1=1, dim2=2).amax(1).clamp_min(torch.finfo(gram.dtype).tiny)
+        size = torch.diagonal(gram, dim1=1, dim2=2).amax(1).clamp_min(1.0)
         gram = gram + (self.options.ridge * size)[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         if goal.labels is None:
             dual = torch.linalg.solve(gram, b)
@@ -228,7 +232,7 @@ class _Search:
         change = torch.zeros_like(away)
         gradient = transposed(residual)
         p, gamma = gradient.clone(), _dot(gradient, gradient)
-        settled = 1e-8 * gamma
+        settled = (1e-3 * self.options.tolerance) ** 2 * gamma
         for _ in range(200):
             going = gamma > settled
             if not bool(going.any()):

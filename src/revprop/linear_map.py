@@ -4,9 +4,9 @@ Every map acts on a batch ``(n, ...)``. ``factor(damping)`` returns a :class:`Fa
 
     A+_mu r = (A^T A + mu I)^-1 A^T r,   mu = damping * sigma_max(A)^2,
 
-and for ``damping=0`` the Moore-Penrose pseudo-inverse: the least-squares solution of smallest norm, for any rank. Maps whose
-non-zero singular values do not come from learned weights (reshape, slice, concatenate, add, up-sampling by copies) are well
-conditioned by construction and ignore damping.
+and for ``damping=0`` the Moore-Penrose pseudo-inverse: the least-squares solution of smallest norm, for any rank. Copies, sums,
+means and concatenations (:class:`Copy`, :class:`Sum`, :class:`Reduce`, :class:`Concatenate`) are well conditioned by
+construction and ignore damping.
 """
 
 from __future__ import annotations

@@ -99,6 +99,11 @@ def post_train(model: nn.Module | Graph, loader: Loader, start: str, stop: str, 
     first = next(batches, None)
     if first is None:
         raise ValueError("loader: expected batches of (inputs, labels); it gave none")
+    if not isinstance(first, tuple | list) or len(first) != 2:
+        raise ValueError(f"loader: expected batches of (inputs, labels), or a tuple of the two tensors; its first item is a "
+                         f"{type(first).__name__}" + (f" of {len(first)}" if isinstance(first, tuple | list) else ""))
+    if isinstance(first[1], int) or (isinstance(first[1], Tensor) and first[1].dim() == 0):
+        raise ValueError("loader: expected batches, but its items are single samples: torch.utils.data.DataLoader makes batches of them")
     source = as_graph(model, first[0])
     names = module_parameters(source, start, stop)
     for name, value in source.model.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -49,6 +50,10 @@ class Settings:
                                    (self.strategy, STRATEGIES, "strategy"), (self.solver, SOLVERS, "solver")):
             if value not in known:
                 raise ValueError(near_matches(str(value), known, what))
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance: expected a number > 0; given {self.tolerance}")
+        if not math.isfinite(self.margin):
+            raise ValueError(f"margin: expected a finite number; given {self.margin}")
         if not self.damping >= 0:
             raise ValueError(f"damping: expected a number >= 0, relative to the largest singular value squared; given {self.damping}")
         if self.strategy == "global" and self.rules == "paper":
@@ -203,8 +208,9 @@ def reconstruct(model: nn.Module | Graph, x: Example, labels: Tensor | None = No
         A :class:`Reconstruction`: ``rec[layer]``, ``rec.recorded``, ``rec.deviation``, ``rec.certificates``.
 
     Raises:
-        ValueError: labels or target that do not fit, an unknown layer or option. NonFiniteError: NaN or infinity in the
-        input, weights or target. UnsupportedOperatorError: greedy, operators without a rule, all of them, before any work.
+        ValueError: labels or target that do not fit, an unknown layer or option.
+        NonFiniteError: NaN or infinity in the input, weights or target.
+        UnsupportedOperatorError: greedy, operators without a rule, all of them, before any work.
         ExportError: the model cannot be traced.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))

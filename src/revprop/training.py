@@ -82,7 +82,7 @@ class Training:
 
     def fabric(self) -> Fabric:
         """The fabric that places the work."""
-        kind, _, index = self.device.partition(":")  # torch's own way to name one of several
+        kind, _, index = str(self.device).partition(":")  # torch's own way to name one of several
         devices = [int(index)] if index.isdigit() and kind != "cpu" else 1
         return Fabric(accelerator=kind, devices=devices, precision=self.precision)  # type: ignore[arg-type]
 
