@@ -1,4 +1,4 @@
-"""Row 1: one reconstruction through one layer, factors ready, against one forward + backward of that layer, same batch."""
+"""Row 1: one reconstruction through one layer, factors ready, against its forward + backward on the same batch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def _layers(graph: Graph, name: str) -> dict[str, list[fx.Node]]:
     return groups
 
 
-def _pair(graph: Graph, recorded: dict[fx.Node, Tensor], group: list[fx.Node]) -> tuple[Callable[[], object], Callable[[], object]]:
+def _pair(
+    graph: Graph, recorded: dict[fx.Node, Tensor], group: list[fx.Node]
+) -> tuple[Callable[[], object], Callable[[], object]]:
     """The two things to time: steps back through the group; forward and backward of the group, its weights included."""
     first, last = group[0], group[-1]
     source = next(n for n in first.all_input_nodes if n in graph.active)
@@ -77,7 +79,9 @@ def _pair(graph: Graph, recorded: dict[fx.Node, Tensor], group: list[fx.Node]) -
         change = wanted
         with torch.no_grad():
             for step in steps:
-                change = mode.step(step.fact, step.state, [recorded[n] for n in step.inputs], recorded[step.node], change)[0]
+                change = mode.step(
+                    step.fact, step.state, [recorded[n] for n in step.inputs], recorded[step.node], change
+                )[0]
             return recorded[source] + change
 
     segment = graph.segment((source,), (last,))

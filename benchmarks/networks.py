@@ -1,10 +1,11 @@
-"""Rows 2 to 4: labels to layer 1 through a whole network, greedy and global, against a training step; FR against BP epochs."""
+"""Rows 2 to 4: labels to layer 1, greedy and global, against a training step; FR epochs against BP epochs."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -63,9 +64,7 @@ def measure(repeats: int = 9) -> list[NetworkCase]:
             wrong = float((graph(x).argmax(1) != y).double().mean())
         step = _training_step(model, x, y)
         for strategy in ("greedy", "global"):
-            def run(strategy: str = strategy) -> object:
-                return reconstruct(graph, x, y, to=layer, strategy=strategy)  # type: ignore[arg-type]
-
+            run = partial(reconstruct, graph, x, y, to=layer, strategy=strategy)
             found.append(NetworkCase(f"labels -> {layer}, {strategy}", name, wrong, paired(run, step, repeats)))
         if name != "resnet20":
             found.append(NetworkCase("one FR-PT epoch / one BP-PT epoch", name, wrong, _epochs(model, name, repeats)))
@@ -85,7 +84,7 @@ def _training_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], objec
 
 
 def _epochs(model: nn.Module, name: str, repeats: int) -> Paired:
-    """Medians of single epochs' own times over the modules (1, 2), (1, 3), (0, 2), targets computed beforehand in both."""
+    """Medians of single epochs over the modules (1, 2), (1, 3), (0, 2); targets are computed beforehand."""
     split = load_data(name)
     x, y = (t[:12800] for t in split.train.tensors())
     graph = trace(model, x[:2])
@@ -93,9 +92,18 @@ def _epochs(model: nn.Module, name: str, repeats: int) -> Paired:
     ours, theirs = [], []
     for start, stop in ((1, 2), (1, 3), (0, 2)):
         for method, seconds in (("fr", ours), ("bp", theirs), ("fr", ours), ("bp", theirs)):
-            result = post_train(graph, (x, y), layers[start], layers[stop], method=method, epochs=max(repeats // 2, 3),  # type: ignore[arg-type]
-                                device="cpu")
+            result = post_train(
+                graph,
+                (x, y),
+                layers[start],
+                layers[stop],
+                method=method,
+                epochs=max(repeats // 2, 3),  # type: ignore[arg-type]
+                device="cpu",
+            )
             seconds.extend(e.seconds for e in result.history[2:])
     first, second = torch.tensor(ours).view(3, -1), torch.tensor(theirs).view(3, -1)
     ratios = (first.median(1).values / second.median(1).values).sort().values
-    return Paired(float(first.median(1).values.sum()), float(second.median(1).values.sum()), float(ratios[0]), float(ratios[-1]))
+    return Paired(
+        float(first.median(1).values.sum()), float(second.median(1).values.sum()), float(ratios[0]), float(ratios[-1])
+    )

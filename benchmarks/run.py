@@ -21,26 +21,58 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     whole = networks.measure(given.repeats)
     single = layers.measure(given.repeats)
-    lines = ["# Speed", "", "Written by `make bench`. Ratios of medians of alternating runs in one process; below 1 is faster than the "
-             "baseline.", "", f"{machine()}; {given.repeats} repeats; {datetime.now(UTC):%Y-%m-%d}.", "",
-             "| work | against | aim | measured |", "|---|---|---|---|"]
+    lines = [
+        "# Speed",
+        "",
+        "Written by `make bench`. Ratios of medians of alternating runs in one process; below 1 is faster than the "
+        "baseline.",
+        "",
+        f"{machine()}; {given.repeats} repeats; {datetime.now(UTC):%Y-%m-%d}.",
+        "",
+        "| work | against | aim | measured |",
+        "|---|---|---|---|",
+    ]
     mean = geometric_mean([case.times.ratio for case in single])
-    lines.append("| one reconstruction through one layer, factors ready | forward + backward of that layer | <= 1.0, geometric mean | "
-                 f"{mean:.2f} over {len(single)} layers |")
-    for key, against, aim in (("greedy", "one training step", "<= 1.0"), ("global", "one training step", "<= 2.0"),
-                              ("epoch", "one BP-PT epoch", "<= 1.05")):
+    lines.append(
+        "| one reconstruction through one layer, factors ready | forward + backward of it | <= 1.0, geometric mean | "
+        f"{mean:.2f} over {len(single)} layers |"
+    )
+    for key, against, aim in (
+        ("greedy", "one training step", "<= 1.0"),
+        ("global", "one training step", "<= 2.0"),
+        ("epoch", "one BP-PT epoch", "<= 1.05"),
+    ):
         cases = [case for case in whole if key in case.what]
         cells = "; ".join(f"{case.network} {case.times.ratio:.2f}" for case in cases)
         lines.append(f"| {cases[0].what.split(' /')[0]} | {against} | {aim} | {cells} |")
-    lines += ["", "Shares of samples that are wrong, which set the cost of the global strategy: " + ", ".join(
-        f"{case.network} {100 * case.wrong:.1f} % of 256" for case in whole if "global" in case.what) + ".", "",
-        "## Whole networks", "", "| what | network | ours (ms) | baseline (ms) | ratio | quartiles |", "|---|---|---|---|---|---|"]
-    lines += [f"| {c.what} | {c.network} | {1e3 * c.times.ours:.2f} | {1e3 * c.times.baseline:.2f} | {c.times.ratio:.2f} | "
-              f"{c.times.low:.2f} to {c.times.high:.2f} |" for c in whole]
-    lines += ["", "## One layer", "", "| network | layer | batch | reconstruction (ms) | forward + backward (ms) | ratio |",
-              "|---|---|---|---|---|---|"]
-    lines += [f"| {c.network} | {c.layer} | {c.batch} | {1e3 * c.times.ours:.2f} | {1e3 * c.times.baseline:.2f} | {c.times.ratio:.2f} |"
-              for c in single]
+    lines += [
+        "",
+        "Shares of samples that are wrong, which set the cost of the global strategy: "
+        + ", ".join(f"{case.network} {100 * case.wrong:.1f} % of 256" for case in whole if "global" in case.what)
+        + ".",
+        "",
+        "## Whole networks",
+        "",
+        "| what | network | ours (ms) | baseline (ms) | ratio | quartiles |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {c.what} | {c.network} | {1e3 * c.times.ours:.2f} | {1e3 * c.times.baseline:.2f} | {c.times.ratio:.2f} | "
+        f"{c.times.low:.2f} to {c.times.high:.2f} |"
+        for c in whole
+    ]
+    lines += [
+        "",
+        "## One layer",
+        "",
+        "| network | layer | batch | reconstruction (ms) | forward + backward (ms) | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {c.network} | {c.layer} | {c.batch} | {1e3 * c.times.ours:.2f} | {1e3 * c.times.baseline:.2f} "
+        f"| {c.times.ratio:.2f} |"
+        for c in single
+    ]
     for name in dict.fromkeys(c.network for c in single):
         part = geometric_mean([c.times.ratio for c in single if c.network == name])
         lines.append(f"| **{name}** | geometric mean | | | | **{part:.2f}** |")

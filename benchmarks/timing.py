@@ -44,7 +44,9 @@ def paired(ours: Callable[[], object], baseline: Callable[[], object], repeats: 
     finally:
         gc.enable()
     ratios = sorted(a / b for a, b in zip(first, second, strict=True))
-    return Paired(statistics.median(first), statistics.median(second), ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4])
+    return Paired(
+        statistics.median(first), statistics.median(second), ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    )
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -57,10 +59,15 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        name = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name)
+        name = next(
+            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
+            name,
+        )
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (f"{name}, {os.cpu_count()} cores{gpu}; {platform.system()}, Python {platform.python_version()}, "
-            f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    return (
+        f"{name}, {os.cpu_count()} cores{gpu}; {platform.system()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
 
 
 def _seconds(function: Callable[[], object]) -> float:

@@ -1,4 +1,4 @@
-"""Which module is to blame, and can it be repaired alone? Digits, under a minute: python examples/repair_one_module.py"""
+"""Which module is to blame, and can it be repaired alone? On digits: python examples/repair_one_module.py"""
 
 import revprop
 from revprop.datasets import load_digits
@@ -16,5 +16,7 @@ rec = revprop.reconstruct(graph, *test, to="conv2")  # wanted features of one la
 print(rec.certificates["conv2"])
 
 for method in ("bp", "fr"):
-    result = revprop.post_train(graph, train, start="conv2", stop="fc1", method=method, alpha=0.5, validation=test, device="cpu")
+    result = revprop.post_train(
+        graph, train, start="conv2", stop="fc1", method=method, alpha=0.5, validation=test, device="cpu"
+    )
     print(method, [f"{100 * epoch.accuracy:.2f}" for epoch in result.history])

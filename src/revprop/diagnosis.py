@@ -68,13 +68,13 @@ def blocks(graph: Graph) -> tuple[str, ...]:
     return children if len(children) >= 2 else tuple(name for name in graph.layers if name not in ("input", "output"))
 
 
-def diagnose(model: nn.Module | Graph, batches: Iterable[tuple[Tensor, Tensor]], layers: Sequence[str] | None = None,
+def diagnose(model: nn.Module | Graph, batches: Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor], layers: Sequence[str] | None = None,
              settings: Settings = Settings()) -> Diagnosis:
     """How far each layer's features are from the nearest ones that give the label.
 
     Args:
         model: a module, or the graph of :func:`revprop.trace`.
-        batches: (inputs, labels) pairs, gone through once.
+        batches: (inputs, labels) pairs, gone through once; or the two tensors.
         layers: names; the model's blocks where not given.
         settings: how to reconstruct.
 
@@ -91,6 +91,8 @@ def diagnose(model: nn.Module | Graph, batches: Iterable[tuple[Tensor, Tensor]],
     """
     graph, collected, wrong = None, {}, []  # type: ignore[var-annotated]
     options = dict(vars(settings))
+    if isinstance(batches, tuple) and len(batches) == 2 and isinstance(batches[1], Tensor):
+        batches = list(zip(batches[0].split(256), batches[1].split(256), strict=True))
     for x, labels in batches:
         graph = as_graph(model, x) if graph is None else graph
         chosen = tuple(layers) if layers is not None else blocks(graph)

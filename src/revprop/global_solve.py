@@ -63,7 +63,7 @@ class Options:
         ridge: added to the dual matrix, relative to its largest diagonal entry.
     """
 
-    steps: int = 16
+    steps: int = 30
     tolerance: float = 0.05
     trust: float = 0.1
     pull: int = 4
@@ -127,6 +127,7 @@ class _Search:
         self.best_miss = torch.full_like(self.best_distance, torch.inf)
         self.best_met = torch.zeros(n, dtype=torch.bool, device=recorded.device)
         self.taken = torch.zeros(n, dtype=torch.long, device=recorded.device)
+        self.pulled = torch.ones_like(self.best_met)
         self.last_miss = torch.full_like(self.best_distance, torch.inf)
         self.last_step = torch.zeros_like(recorded)
         self.rows: Tensor | None = None
@@ -184,7 +185,8 @@ class _Search:
         self.best[at], self.best_outputs[at] = x[better], outputs[better]
         self.best_distance[at], self.best_met[at], self.best_miss[at] = distance[better], met[better], miss[better]
         step = self.last_step[todo].flatten(1).norm(dim=1)
-        still = tight & ((step <= 4 * tolerance * distance) | (self.taken[todo] <= 1))
+        # only a point that was projected from the recorded features can be the nearest; accumulated steps are shortened first
+        still = tight & self.pulled[todo] & ((step <= 4 * tolerance * distance) | (self.taken[todo] <= 1))
         return ~(still | settled)
 
     def _move(self, todo: Tensor, x: Tensor, outputs: Tensor, goal: Goal, moving: Tensor, k: int) -> None:
@@ -198,6 +200,8 @@ class _Search:
         away = self._away(at, x, k)
         b = b + torch.where(b > -torch.inf, (jacobian @ away.unsqueeze(-1)).squeeze(-1), 0.0)
         # in units of its largest entry, so that a vanishing Jacobian gives a finite step, and a zero one none
+        # (only rows that are constraints count: how many rows there are depends on the other samples of the batch)
+        jacobian = torch.where((b > -torch.inf).unsqueeze(-1), jacobian, 0.0)
         scale = jacobian.abs().amax((1, 2))
         scale = torch.where(scale > 0, scale, 1.0)
         jacobian, b = jacobian / scale[:, None, None], b / scale[:, None]
@@ -250,6 +254,7 @@ class _Search:
         """(n, features): how far the point is from what is projected: the recorded features, or the point itself once steps
         accumulate."""
         pull = (k < self.options.pull) | self.best_met[at]
+        self.pulled[at] = pull
         return torch.where(pull[:, None], (x - self.recorded[at]).flatten(1), 0.0)
 
     def _step(self, at: Tensor, x: Tensor, step: Tensor) -> None:

@@ -7,6 +7,7 @@ from the user's model at each call and never writes to it.
 
 from __future__ import annotations
 
+import logging
 import operator
 import traceback
 import warnings
@@ -210,8 +211,7 @@ def trace(model: nn.Module, example: Example) -> Graph:
     values = tuple(v.detach()[:1].expand(2, *v.shape[1:]).clone() if v.shape[0] == 1
                    else (v.detach() if v.shape[0] else v.detach().new_zeros(2, *v.shape[1:])) for v in values)
     batch = torch.export.Dim("batch", min=1)
-    with _eval_mode(model), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with _eval_mode(model), _quiet(), torch.no_grad():
         try:
             program = torch.export.export(model, values, dynamic_shapes=tuple({0: batch} for _ in values), strict=False)
             program = program.run_decompositions(decomp_table={})
@@ -361,6 +361,19 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, gradient in gradients:
             parameter.grad = gradient
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch's own warnings and pages of logs back: what matters of them is said in :class:`ExportError`."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _explain_export(model: nn.Module, error: Exception) -> str:

@@ -8,7 +8,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
@@ -41,7 +41,7 @@ class PostTraining:
         peak_memory: bytes one training step keeps alive (on a GPU: the allocator's peak); 0 where no epoch was run.
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     history: list[Epoch]
     trained: tuple[str, ...]
     parameters: int

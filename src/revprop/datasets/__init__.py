@@ -132,7 +132,7 @@ def load_data(
         if path.exists() or isinstance(spec, Path) or path.name != spec or path.suffix:
             return _load_path(path, size, cache)
         raise ValueError(
-            f"{near_matches(spec, ['digits', *_PLACES], 'data set')}; or give the path of a file or folder"
+            f"{near_matches(spec, ['digits', *_PLACES], 'data set')} (Or give the path of a file or folder.)"
         )
     root = data_root()
     found = next((root / place for place in _PLACES[spec] if (root / place).exists()), None)

@@ -60,7 +60,7 @@ def load_network(spec: str) -> nn.Module:
         if spec in NETWORKS:
             return NETWORKS[spec]()
         raise ValueError(
-            f"{near_matches(spec, NETWORKS, 'network')}; for a network of your own write package.module:factory"
+            f"{near_matches(spec, NETWORKS, 'network')} (For a network of your own write package.module:factory.)"
         )
     module_name, _, factory_name = spec.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), factory_name]):

@@ -11,7 +11,7 @@ import numpy as np
 
 from revprop.report.figures import accuracy_curves, deviation_bars, discrepancy_maps, figure_to_svg
 from revprop.report.page import Section, write_page
-from revprop.report.published import PUBLISHED
+from revprop.report.published import PUBLISHED, PUBLISHED_EPOCHS
 from revprop.report.tables import Table, diagnosis_table, post_training_table
 from revprop.runs import RunStore, write_atomically
 
@@ -55,9 +55,10 @@ def write_markdown(folders: Sequence[Path], path: Path, title: str = "Results") 
         for row in rows:
             if row["settings"].get("kind") == "reconstruction":
                 groups.setdefault((row["settings"]["network"], row["settings"]["data"]), []).append(row)
-        tables = [*(reconstruction_table(group) for group in groups.values()), *study_tables(rows)]
+        diagnoses = [table for section in _diagnoses(rows) for table in section.tables]
+        tables = [*diagnoses, *(reconstruction_table(group) for group in groups.values()), *study_tables(rows)]
         for table in tables:
-            blocks.append(f"## {table.title}\n\n{table.to_markdown()}")
+            blocks.append(table.to_markdown().replace(f"**{table.title}**", f"## {table.title}", 1))
         if tables:
             machines = _provenance(rows).tables[0].to_markdown()
             blocks.append(machines)
@@ -92,7 +93,7 @@ def study_tables(rows: Sequence[Row]) -> list[Table]:
     >>> study_tables([])
     []
     """
-    return [post_training_table(group, published=_published(group)) for group in _grouped(rows).values()]
+    return [post_training_table(group, _epochs(group), _published(group)) for group in _grouped(rows).values()]
 
 
 def reconstruction_table(rows: Sequence[Row]) -> Table:
@@ -130,6 +131,12 @@ def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
             for key, group in groups.items()}
 
 
+def _epochs(rows: Sequence[Row]) -> tuple[int, ...]:
+    """The published epochs as far as the runs went, and the last one."""
+    last = max(row["history"][-1]["epoch"] for row in rows)
+    return tuple(sorted({epoch for epoch in PUBLISHED_EPOCHS if epoch <= last} | {last}))
+
+
 def _published(rows: Sequence[Row]) -> Mapping[tuple[str, int, int], Sequence[float]] | None:
     settings = rows[0]["settings"]
     same = settings["network"] == settings["data"] and settings["network"] in PUBLISHED
@@ -140,7 +147,7 @@ def _post_trainings(rows: Sequence[Row]) -> list[Section]:
     return [Section(
         f"Post-training {network} on {data}", "Each line trains the layers (lS, lR] of the same baseline, everything else frozen: "
         "BP by the classification loss alone, FR by classification and the distance to the wanted features of layer lR.",
-        tables=(post_training_table(group, published=_published(group)),), figures=(accuracy_curves(group),),
+        tables=(post_training_table(group, _epochs(group), _published(group)),), figures=(accuracy_curves(group),),
         reading="The dashed line is the baseline. Bold is the best of a column; differences of a few tenths of a percent are "
         "within the noise of one run.") for (network, data), group in _grouped(rows).items()]
 
