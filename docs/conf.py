@@ -42,8 +42,12 @@ def tidy(app, what, name, obj, options, lines):
         tidied.append(line)
         if section in SECTIONS[:3] and line.startswith(" "):
             parts = entry.split(tidied.pop().strip())
-            tidied += [f"    {key}: {text}" for part in parts for keys, _, text in [part.rstrip(";").partition(": ")]
-                       for key in keys.split(", ")]
+            tidied += [
+                f"    {key}: {text}"
+                for part in parts
+                for keys, _, text in [part.rstrip(";").partition(": ")]
+                for key in keys.split(", ")
+            ]
     lines[:] = tidied
 
 

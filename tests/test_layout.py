@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # a module may import from earlier lines only; one of a package is the package, and imports freely within it
 LEVELS = [
     {"errors"},
-    {"segment", "linear_map", "windows", "networks", "datasets", "runs"},
+    {"segment", "export", "linear_map", "krylov", "windows", "certificate", "networks", "datasets", "runs"},
     {"graph", "convolution"},
     {"rules"},
     {"modes", "embedding"},

@@ -81,7 +81,9 @@ def traced(case: Case | RefusedCall, dtype: torch.dtype = torch.float64) -> Grap
         return trace(case.module(dtype), case.inputs(2, dtype))
     whole, i = together(dtype), CASES.index(case)
     inputs = [whole.node(f"inputs.{part}") for part in whole.model.parts[i]]  # type: ignore[union-attr]
-    return Graph(whole.model, whole.fx_graph, inputs, whole.constants, whole._tensors, whole.node(f"cases.{i}"))
+    graph = Graph(whole.model, whole.fx_graph, inputs, whole.constants, whole._tensors, whole.node(f"cases.{i}"))
+    graph.nodes = tuple(node for node in graph.nodes if node not in inputs)
+    return graph
 
 
 def corrections(graph: Graph, mode: Mode, inputs: tuple[Tensor, ...], change: Tensor) -> tuple[Tensor, ...]:

@@ -21,7 +21,14 @@ from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct
 from revprop.graph import Graph, trace
 from revprop.networks import load_weights
 from revprop.reconstruction import Settings
-from revprop.report import diagnosis_table, reconstruction_table, study_tables, write_figures, write_markdown, write_report
+from revprop.report import (
+    diagnosis_table,
+    reconstruction_table,
+    study_tables,
+    write_figures,
+    write_markdown,
+    write_report,
+)
 from revprop.runs import RunStore
 
 __all__ = ["main"]

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from revprop.krylov import conjugate_gradients, largest_square, least_squares
 from revprop.linear_map import Dense, Factor, LinearMap, _largest_eigenvalue, batched_pinv
 
 __all__ = ["Convolution"]
@@ -271,12 +272,12 @@ class Convolution(LinearMap):
 
     def _factor_iterative(self, damping: float) -> Factor:
         rows, columns = self.size
-        sigma2 = _largest_square(self) if damping else 0.0
+        sigma2 = largest_square(self.apply, self.adjoint, self.weight.new_zeros(1, *(self.narrow if self.transposed else self.wide))) if damping else 0.0
         mu = damping * sigma2
         if mu == 0.0:
-            return Factor(lambda r: _cgls(self, r), "conjugate gradients", 0.0, None, self.size)
+            return Factor(lambda r: least_squares(self.apply, self.adjoint, r), "conjugate gradients", 0.0, None, self.size)
         if rows > columns:
-            return Factor(lambda r: _conjugate_gradients(lambda x: self.adjoint(self.apply(x)) + mu * x, self.adjoint(r)),
+            return Factor(lambda r: conjugate_gradients(lambda x: self.adjoint(self.apply(x)) + mu * x, self.adjoint(r)),
                           "conjugate gradients", mu, None, self.size)
         spectrum = self._spectrum()
         gram = spectrum @ spectrum.mH * (1 / math.prod(self.stride) if self.transposed else math.prod(self.stride))
@@ -289,7 +290,7 @@ class Convolution(LinearMap):
             return self._coarse_signal(inverse @ self._coarse_spectrum(y))
 
         def solve(r: Tensor) -> Tensor:
-            return self.adjoint(_conjugate_gradients(lambda y: self.apply(self.adjoint(y)) + mu * y, r, precondition))
+            return self.adjoint(conjugate_gradients(lambda y: self.apply(self.adjoint(y)) + mu * y, r, precondition))
 
         return Factor(solve, "conjugate gradients", mu, None, self.size)
 
@@ -305,65 +306,3 @@ def unroll(convolution: Convolution) -> Dense:
 def _box(slices: Iterable[slice]) -> tuple[Any, ...]:
     """An index that cuts the last dimensions."""
     return (..., *slices)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.dim() - 1))
-
-
-def _tolerance(x: Tensor) -> float:
-    return 1e-6 if x.dtype == torch.float32 else 1e-11
-
-
-def _conjugate_gradients(operator: Callable[[Tensor], Tensor], b: Tensor,
-                         precondition: Callable[[Tensor], Tensor] = lambda r: r, limit: int = 1000) -> Tensor:
-    """Solves ``operator(x) = b`` for each sample of a batch; the operator is symmetric and positive definite."""
-    x, r = torch.zeros_like(b), b.clone()
-    if b.numel() == 0:
-        return x
-    s = precondition(r)
-    p, rho = s.clone(), _dot(r, s)
-    goal = _tolerance(b) ** 2 * _dot(b, b)
-    for _ in range(limit):
-        open_ = _dot(r, r) > goal
-        if not bool(open_.any()):
-            break
-        q = operator(p)
-        alpha = torch.where(open_, rho / _dot(p, q), 0.0).nan_to_num(0.0)
-        x, r = x + alpha * p, r - alpha * q
-        s = precondition(r)
-        new = _dot(r, s)
-        p, rho = s + torch.where(open_, new / rho, 0.0).nan_to_num(0.0) * p, new
-    return x
-
-
-def _cgls(map_: Convolution, b: Tensor, limit: int = 2000) -> Tensor:
-    """The least-squares solution of smallest norm by conjugate gradients on the normal equations, from zero, for any rank."""
-    r = b.clone()
-    s = map_.adjoint(r)
-    x, p, gamma = torch.zeros_like(s), s.clone(), _dot(s, s)
-    goal = _tolerance(b) ** 2 * gamma
-    for _ in range(limit):
-        open_ = gamma > goal
-        if not bool(open_.any()):
-            break
-        q = map_.apply(p)
-        alpha = torch.where(open_, gamma / _dot(q, q), 0.0).nan_to_num(0.0)
-        x, r = x + alpha * p, r - alpha * q
-        s = map_.adjoint(r)
-        new = _dot(s, s)
-        p, gamma = s + torch.where(open_, new / gamma, 0.0).nan_to_num(0.0) * p, new
-    return x
-
-
-def _largest_square(map_: Convolution, iterations: int = 60) -> float:
-    """The largest singular value squared of the map, by the power method from a fixed start."""
-    shape = map_.narrow if map_.transposed else map_.wide
-    total = math.prod(shape)
-    v = torch.linspace(1.0, 2.0, total, dtype=map_.weight.dtype, device=map_.weight.device).view(1, *shape)
-    v = v + torch.sin(37.0 * v)
-    value = 0.0
-    for _ in range(iterations):
-        v = map_.adjoint(map_.apply(v / torch.linalg.vector_norm(v)))
-        value = float(torch.linalg.vector_norm(v))
-    return value

@@ -5,10 +5,10 @@ For a layer's features ``a^`` and the network behind it ``f``:
     a* = argmin |a - a^|   subject to   f_y(a) >= f_i(a) + margin for all i     (a label), or   f(a) = z*   (a target).
 
 Sequential quadratic programming in the dual: linearise f at the current point, project the *recorded* features onto the
-linearised constraints (a few dual variables: only classes that beat the label, or did in an earlier step, need a row of the
-Jacobian), step there under a trust region, repeat until the label really wins and the point stops moving. Where pulling
-towards the recorded features does not get there, steps accumulate first and are shortened afterwards. Samples that are right
-already are not touched. It is to features what DeepFool (Moosavi-Dezfooli, Fawzi, Frossard, 2016) is to inputs.
+linearised constraints (a few dual variables: only classes that beat the label, or whose constraint pushed in the step before,
+need a row of the Jacobian), step there under a trust region, repeat until the label really wins and the point stops moving.
+Where pulling towards the recorded features does not get there, steps accumulate first and are shortened afterwards. Samples
+that are right already are not touched. It is to features what DeepFool (Moosavi-Dezfooli, Fawzi, Frossard, 2016) is to inputs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from revprop.embedding import shortfall
+from revprop.krylov import least_squares
 
 __all__ = ["Goal", "Options", "Solution", "solve"]
 
@@ -232,21 +233,8 @@ class _Search:
             return torch.autograd.grad(pulled, probe, v, retain_graph=True)[0]
 
         away = self._away(todo, x.detach(), k).view(x.shape)
-        residual = goal.target - outputs.detach() + forward(away)
-        change = torch.zeros_like(away)
-        gradient = transposed(residual)
-        p, gamma = gradient.clone(), _dot(gradient, gradient)
-        settled = (1e-3 * self.options.tolerance) ** 2 * gamma
-        for _ in range(200):
-            going = gamma > settled
-            if not bool(going.any()):
-                break
-            q = forward(p)
-            length = torch.where(going, gamma / _dot(q, q), 0.0).nan_to_num(0.0, 0.0, 0.0)
-            change, residual = change + length * p, residual - length * q
-            gradient = transposed(residual)
-            new = _dot(gradient, gradient)
-            p, gamma = gradient + torch.where(going, new / gamma, 0.0).nan_to_num(0.0, 0.0, 0.0) * p, new
+        missing = goal.target - outputs.detach() + forward(away)
+        change = least_squares(forward, transposed, missing, 1e-3 * self.options.tolerance, limit=200)
         change = (change - away).flatten(1)
         self._step(todo[moving], x.detach()[moving], change[moving])
 
@@ -296,10 +284,6 @@ class _Search:
             gradient = torch.autograd.grad(outputs, x, rows[:, j].view_as(outputs), retain_graph=not last)[0]
             parts.append(gradient.flatten(1))
         return torch.stack(parts, 1)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.dim() - 1))
 
 
 def _active(missing: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from revprop import global_solve
+from revprop.certificate import Certificate, MapCertificate
 from revprop.embedding import EMBEDDINGS, check_labels, embed_labels, shortfall
 from revprop.errors import near_matches, require_finite
 from revprop.graph import Example, Graph
@@ -62,47 +63,6 @@ class Settings:
     def mode(self) -> Mode:
         """The mode of the greedy walk."""
         return PaperReconstruction() if self.rules == "paper" else NearestPreimage(self.damping, self.solver)
-
-
-@dataclass(frozen=True)
-class MapCertificate:
-    """One linear map on the way: how it was inverted. ``rank`` is None where no dense factorisation gave it."""
-
-    operator: str
-    module: str
-    solver: str
-    damping: float
-    rank: int | None
-    size: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What a reconstruction at one layer is worth, measured by running the rest of the network on it.
-
-    Attributes:
-        residual: (n,) the distance of the network's output on the wanted features from the wanted output (labels with the
-            nearest embedding: from the outputs in which the label wins by the margin); 0 is exact, in the output's units.
-        reached: (n,) labels: whether the label wins or ties; targets: whether the residual is below 0.1 % of what it was.
-        deviation: (n,) |a* - a^| / |a^|.
-        strategy, solver, damping: what was used ("dual active set" for the global strategy).
-        steps: (n,) linearisations the global strategy took; None for greedy.
-        maps: greedy: the linear maps between this layer and the output.
-    """
-
-    residual: Tensor
-    reached: Tensor
-    deviation: Tensor
-    strategy: str
-    solver: str
-    damping: float
-    steps: Tensor | None = None
-    maps: tuple[MapCertificate, ...] = ()
-
-    def __str__(self) -> str:
-        n = max(len(self.residual), 1)
-        return (f"reached {int(self.reached.sum())} of {len(self.residual)}, mean residual {float(self.residual.sum()) / n:.3g}, "
-                f"mean deviation {float(self.deviation.sum()) / n:.3g} ({self.strategy}, {self.solver})")
 
 
 @dataclass

@@ -176,6 +176,6 @@ def _same(old: Tensor, new: Tensor) -> bool:
 
 
 def _name(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
-    shape = ", ".join(["n", *map(str, graph.shape(node))]) if isinstance(node.meta.get("val"), Tensor) else "several tensors"
+    shape = ", ".join(["n", *(str(d).replace("-1", "n") for d in graph.shape(node))]) if isinstance(node.meta.get("val"), Tensor) else "several tensors"
     name = str(node.target).removeprefix("aten.")
     return name, graph.path(node), f"({shape})"
