@@ -385,8 +385,18 @@ class Counting(nn.Module):
         (Lambda(lambda m, x: x.add_(1) * 2), "the model writes to 'x' during forward"),
         (Counting(), "the model writes to 'count' during forward in eval mode; .* compute a new tensor instead"),
         (Lambda(lambda m, x: torch.ones(3)), "output does not depend on the input"),
+        (Lambda(lambda m, x: m.linear(x).T), "the batch is not the first dimension of the model's output"),
     ],
-    ids=["if", "batch size", "several outputs", "shapes", "writes to the input", "writes to a buffer", "constant"],
+    ids=[
+        "if",
+        "batch size",
+        "several outputs",
+        "shapes",
+        "writes to the input",
+        "writes to a buffer",
+        "constant",
+        "moved batch",
+    ],
 )
 def test_what_stops_the_export_is_explained(net: nn.Module, message: str) -> None:
     with pytest.raises(ExportError, match=message):

@@ -74,6 +74,18 @@ class Residual(nn.Module):
         return self.head(self.branch(h) + h)
 
 
+class Swapped(nn.Module):
+    """A sequence that comes first within, and a flip, whose rule reads sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x.permute(1, 0, 2)).permute(1, 0, 2)
+        return self.head(x.flip(2).flatten(1))
+
+
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -194,6 +206,17 @@ def test_a_residual_addition_shares_the_correction_and_a_fan_out_takes_the_mean(
     by_branch = (at_sum / 2) @ torch.linalg.pinv(net.branch.weight.detach()).T
     torch.testing.assert_close(rec["branch"] - rec.recorded["branch"], at_sum / 2)
     torch.testing.assert_close(rec["stem"] - rec.recorded["stem"], (by_branch + at_sum / 2) / 2)
+
+
+def test_a_batch_that_is_moved_and_moved_back_is_reversed_for_every_batch_size() -> None:
+    net = Swapped().double()
+    graph = revprop.trace(net, torch.zeros(2, 3, 4, dtype=F64))
+    shapes = {module: shape for _, module, shape, _, _ in revprop.check(graph).rows}
+    assert shapes["body"] == "(3, n, 4)"
+    for n in (2, 3, 5):
+        x, target = torch.randn(n, 3, 4, dtype=F64), torch.randn(n, 2, dtype=F64)
+        rec = revprop.reconstruct(graph, x, target=target, to="input", strategy="greedy", damping=0.0)
+        torch.testing.assert_close(net(rec["input"]), target)
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.01])

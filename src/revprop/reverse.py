@@ -176,6 +176,7 @@ def _same(old: Tensor, new: Tensor) -> bool:
 
 
 def _name(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
-    shape = ", ".join(["n", *(str(d).replace("-1", "n") for d in graph.shape(node))]) if isinstance(node.meta.get("val"), Tensor) else "several tensors"
+    value = node.meta.get("val")
+    shape = ", ".join("n" if isinstance(d, torch.SymInt) else str(d) for d in value.shape) if isinstance(value, Tensor) else "several tensors"
     name = str(node.target).removeprefix("aten.")
     return name, graph.path(node), f"({shape})"

@@ -82,7 +82,9 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
     for number, (_, figure) in enumerate(figures, start=1):
         name = re.sub(r"[^a-z0-9]+", "-", re.split(r"[,:(;]", str(figure.get_label()))[0].lower()).strip("-")[:40]
         path = out / f"{number}-{name}.svg"
-        write_atomically(path, figure_to_svg(figure))
+        # on a white ground: a page that shows the file may be dark
+        ground = r'\1<rect width="100%" height="100%" fill="white"/>'
+        write_atomically(path, re.sub(r"(<svg[^>]*>)", ground, figure_to_svg(figure), count=1))
         written.append(path)
     return written
 
