@@ -31,7 +31,7 @@ class Factor:
 
     Attributes:
         solve: residual ``r`` in the output's shape -> correction in the input's shape (a tuple where there are several inputs).
-        solver: how: "closed form", "dense", "fft", "conjugate gradients".
+        solver: how: "closed form", "separable", "dense", "fft", "conjugate gradients".
         damping: the absolute mu that was used; 0 for the pseudo-inverse.
         rank: the numerical rank of the map (None where it is not known without a dense factorisation).
         size: (rows, columns) of the map for one sample where they are fixed.
@@ -63,9 +63,9 @@ class LinearMap(ABC):
 class Dense(LinearMap):
     """``z = W a`` on the last dimension, for any leading dimensions. W: (..., rows, columns) broadcast over the leading ones.
 
-    >>> wide = Dense(torch.tensor([[1.0, 1.0]]))
-    >>> wide.factor().solve(torch.tensor([[2.0]]))
-    tensor([[1., 1.]])
+    >>> wide = Dense(torch.tensor([[2.0, 0.0]]))
+    >>> wide.factor().solve(torch.tensor([[6.0]]))
+    tensor([[3., 0.]])
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -173,7 +173,7 @@ class Separable(LinearMap):
         if mu == 0.0 and len(dims) > 0 and bool((gain > 0).all()):  # full rank: the pseudo-inverse is separable, too
             inverses = {dim: (right[dim] / parts[dim][1]) @ left[dim] for dim in dims}
             return Factor(lambda r: _along_axes(r, inverses), "closed form", 0.0, rank, (rows, columns))
-        return Factor(lambda r: _along_axes(_along_axes(r, left) * gain, right), "closed form", mu, rank, (rows, columns))
+        return Factor(lambda r: _along_axes(_along_axes(r, left) * gain, right), "separable", mu, rank, (rows, columns))
 
 
 class Broadcast(LinearMap):
