@@ -11,6 +11,21 @@ from revprop.training import Training, TrainingDivergedError, train_baseline
 
 __version__ = "0.1.0"
 
-__all__ = ["Diagnosis", "ExportError", "Graph", "NonFiniteError", "PostTraining", "Reconstruction", "Training",
-           "TrainingDivergedError", "UnsupportedOperatorError", "check", "diagnose", "embed_labels", "post_train", "reconstruct",
-           "trace", "train_baseline"]
+__all__ = [
+    "Diagnosis",
+    "ExportError",
+    "Graph",
+    "NonFiniteError",
+    "PostTraining",
+    "Reconstruction",
+    "Training",
+    "TrainingDivergedError",
+    "UnsupportedOperatorError",
+    "check",
+    "diagnose",
+    "embed_labels",
+    "post_train",
+    "reconstruct",
+    "trace",
+    "train_baseline",
+]

@@ -46,5 +46,7 @@ class Certificate:
 
     def __str__(self) -> str:
         n = max(len(self.residual), 1)
-        return (f"reached {int(self.reached.sum())} of {len(self.residual)}, mean residual {float(self.residual.sum()) / n:.3g}, "
-                f"mean deviation {float(self.deviation.sum()) / n:.3g} ({self.strategy}, {self.solver})")
+        return (
+            f"reached {int(self.reached.sum())} of {len(self.residual)}, mean residual {float(self.residual.sum()) / n:.3g}, "
+            f"mean deviation {float(self.deviation.sum()) / n:.3g} ({self.strategy}, {self.solver})"
+        )

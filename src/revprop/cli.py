@@ -46,7 +46,9 @@ class Demo:
     device: str = "cpu"
 
     def run(self) -> None:
-        rows = demo.run(demo.Demo(Baseline("digits", "digits", 40, 64, seed=self.seed)), self.out, self.device, console.print)
+        rows = demo.run(
+            demo.Demo(Baseline("digits", "digits", 40, 64, seed=self.seed)), self.out, self.device, console.print
+        )
         console.print(diagnosis_table([{**layer, "active": rows[0]["wrong"]} for layer in rows[0]["layers"]]).to_rich())
         for table in study_tables(rows):
             console.print(table.to_rich())
@@ -78,7 +80,9 @@ class Check:
         console.print(str(coverage), highlight=False)
         if coverage.covered:
             x = torch.randn(2, *shape, generator=generator)
-            console.print(f"reversing its own output returns its own features: largest deviation {_own_deviation(graph, x):.1e}")
+            console.print(
+                f"reversing its own output returns its own features: largest deviation {_own_deviation(graph, x):.1e}"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,11 @@ class Model:
             raise ValueError("give --mean and --std together, one number per channel")
         if self.mean is not None and self.std is not None:
             split = load_data(self.data)
-            data = Data((split.train.scaled(self.mean, self.std), split.train.labels),
-                        (split.test.scaled(self.mean, self.std), split.test.labels), split.train.classes)
+            data = Data(
+                (split.train.scaled(self.mean, self.std), split.train.labels),
+                (split.test.scaled(self.mean, self.std), split.test.labels),
+                split.train.classes,
+            )
         else:
             data = Data.load(self.data, cache=self.out / "cache.npz")
         if self.weights is None:
@@ -151,10 +158,22 @@ class Diagnose:
             raise ValueError(f"samples: expected at least 1, given {self.samples}")
         model, data, _ = self.model.load()
         graph = trace(model, data.test[0][:2])
-        about = {"network": self.model.network, "data": self.model.data_name, "weights": self.model.weights_name,
-                 "samples": self.samples, "seed": self.model.seed, "epochs": self.model.baseline_epochs}
-        row = diagnosis_run.run(graph, (data.test[0][:self.samples], data.test[1][:self.samples]), about, self.model.out,
-                                self.layers or None, Settings(rules=self.rules, strategy=self.strategy, damping=self.damping))
+        about = {
+            "network": self.model.network,
+            "data": self.model.data_name,
+            "weights": self.model.weights_name,
+            "samples": self.samples,
+            "seed": self.model.seed,
+            "epochs": self.model.baseline_epochs,
+        }
+        row = diagnosis_run.run(
+            graph,
+            (data.test[0][: self.samples], data.test[1][: self.samples]),
+            about,
+            self.model.out,
+            self.layers or None,
+            Settings(rules=self.rules, strategy=self.strategy, damping=self.damping),
+        )
         console.print(f"{100 * row['accuracy']:.2f} % of {row['samples']} test samples are right")
         console.print(diagnosis_table([{**layer, "active": row["wrong"]} for layer in row["layers"]]).to_rich())
 
@@ -183,9 +202,19 @@ class PostTrain:
         way = Reconstruct(self.embedding, self.strategy, self.rules, self.damping, self.margin)
         rows = []
         for method in ("bp", "fr") if self.method == "both" else (self.method,):
-            settings = PostTrainingRun(self.model.network, self.model.data_name, self.model.weights_name,
-                                       self.model.baseline_epochs, self.start, self.stop, method, self.alpha, self.epochs,
-                                       way, self.model.seed)
+            settings = PostTrainingRun(
+                self.model.network,
+                self.model.data_name,
+                self.model.weights_name,
+                self.model.baseline_epochs,
+                self.start,
+                self.stop,
+                method,
+                self.alpha,
+                self.epochs,
+                way,
+                self.model.seed,
+            )
             rows.append(run(settings, model, data, self.model.out, self.model.device))
         for table in study_tables(rows):
             console.print(table.to_rich())
@@ -206,7 +235,10 @@ class Reproduce:
     def run(self) -> None:
         folder = self.out / self.name
         if self.name.startswith("design/"):
-            settings = {"design/cifar10": reconstruction_quality.CIFAR10, "design/resnet20": reconstruction_quality.RESNET20}[self.name]
+            settings = {
+                "design/cifar10": reconstruction_quality.CIFAR10,
+                "design/resnet20": reconstruction_quality.RESNET20,
+            }[self.name]
             rows = reconstruction_quality.run(settings, folder, data_root(), self.device, console.print)
             console.print(reconstruction_table(rows).to_rich())
         else:
@@ -242,21 +274,36 @@ class Report:
 
 
 Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")] | Annotated[Check, tyro.conf.subcommand("check")]
-    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")] | Annotated[PostTrain, tyro.conf.subcommand("post-train")]
-    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")] | Annotated[Report, tyro.conf.subcommand("report")]
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
+    | Annotated[PostTrain, tyro.conf.subcommand("post-train")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
 )
 
-SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "mnist-lenet": (1, 28, 28), "cifar10": (3, 32, 32),
-          "cifar10-reversed": (3, 32, 32), "cifar10-simple-cnn": (3, 32, 32), "cifar100": (3, 32, 32), "resnet20": (3, 32, 32),
-          "resnet32": (3, 32, 32), "tiny-imagenet": (3, 64, 64), "imagenette": (3, 224, 224), "imagewoof": (3, 224, 224),
-          "resnet18": (3, 224, 224)}
+SHAPES = {
+    "digits": (1, 8, 8),
+    "mnist": (1, 28, 28),
+    "mnist-lenet": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "cifar10-reversed": (3, 32, 32),
+    "cifar10-simple-cnn": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+    "resnet20": (3, 32, 32),
+    "resnet32": (3, 32, 32),
+    "tiny-imagenet": (3, 64, 64),
+    "imagenette": (3, 224, 224),
+    "imagewoof": (3, 224, 224),
+    "resnet18": (3, 224, 224),
+}
 
 
 def _table(network: str, data: str, epochs: int, reduced: str, seeds: tuple[int, ...]) -> PostTrainingGrid:
     ours = Reconstruct(strategy="global", rules="nearest")
-    return PostTrainingGrid(Baseline(network, data, epochs), alpha=0.1, epochs=10, seeds=seeds, fr=(Reconstruct(), ours),
-                            reduced=reduced)
+    return PostTrainingGrid(
+        Baseline(network, data, epochs), alpha=0.1, epochs=10, seeds=seeds, fr=(Reconstruct(), ours), reduced=reduced
+    )
 
 
 TABLES = {

@@ -50,8 +50,17 @@ class Convolution(LinearMap):
     tensor([[[3., 6., 9.]]])
     """
 
-    def __init__(self, weight: Tensor, wide: Sequence[int], narrow: Sequence[int], stride: Sequence[int],
-                 padding: Sequence[tuple[int, int]], dilation: Sequence[int], groups: int, transposed: bool = False) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        wide: Sequence[int],
+        narrow: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+        transposed: bool = False,
+    ) -> None:
         self.weight = weight.detach()
         self.dims = weight.dim() - 2
         self.wide, self.narrow = tuple(wide), tuple(narrow)
@@ -79,12 +88,16 @@ class Convolution(LinearMap):
         return _CONV[self.dims](a, self.weight, None, self.stride, padding, self.dilation, self.groups)
 
     def _up(self, z: Tensor) -> Tensor:
-        reach = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in
-                 zip(self.narrow[1:], self.stride, self.dilation, self.weight.shape[2:], strict=True)]
+        reach = [
+            (o - 1) * s + d * (k - 1) + 1
+            for o, s, d, k in zip(self.narrow[1:], self.stride, self.dilation, self.weight.shape[2:], strict=True)
+        ]
         extra = [n - r for n, r in zip(self.padded, reach, strict=True)]
         if all(lo == hi for lo, hi in self.padding) and all(e < s for e, s in zip(extra, self.stride, strict=True)):
             padding = [lo for lo, _ in self.padding]
-            return _CONV_TRANSPOSE[self.dims](z, self.weight, None, self.stride, padding, extra, self.groups, self.dilation)
+            return _CONV_TRANSPOSE[self.dims](
+                z, self.weight, None, self.stride, padding, extra, self.groups, self.dilation
+            )
         full = _CONV_TRANSPOSE[self.dims](z, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
         full = F.pad(full, [p for e in reversed(extra) for p in (0, e)])
         return full[_box(slice(lo, lo + n) for (lo, _), n in zip(self.padding, self.wide[1:], strict=True))]
@@ -99,7 +112,13 @@ class Convolution(LinearMap):
 
     def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
         if 0 in self.size or not bool(self.weight.any()):
-            return Factor(lambda r: r.new_zeros(r.shape[0], *(self.narrow if self.transposed else self.wide)), "dense", 0.0, 0, self.size)
+            return Factor(
+                lambda r: r.new_zeros(r.shape[0], *(self.narrow if self.transposed else self.wide)),
+                "dense",
+                0.0,
+                0,
+                self.size,
+            )
         if math.prod(self.weight.shape[2:]) == 1 and not any(p for pair in self.padding for p in pair):
             return self._factor_pointwise(damping)
         if solver == "fft":
@@ -119,8 +138,13 @@ class Convolution(LinearMap):
         def solve(r: Tensor) -> Tensor:
             if self.transposed:
                 r = r[kept]
-            a = (inverse @ r.reshape(r.shape[0], g, r.shape[1] // g, math.prod(r.shape[2:]))).reshape(r.shape[0], -1, *r.shape[2:]) \
-                if r.shape[0] else r.new_zeros(0, k if self.transposed else c, *r.shape[2:])
+            a = (
+                (inverse @ r.reshape(r.shape[0], g, r.shape[1] // g, math.prod(r.shape[2:]))).reshape(
+                    r.shape[0], -1, *r.shape[2:]
+                )
+                if r.shape[0]
+                else r.new_zeros(0, k if self.transposed else c, *r.shape[2:])
+            )
             if self.transposed or (not strided and a.shape[2:] == self.wide[1:]):
                 return a
             full = a.new_zeros(a.shape[0], *self.wide)
@@ -143,16 +167,32 @@ class Convolution(LinearMap):
         if g == 1:
             flat = inverse[0].mT.contiguous()
             return Factor(lambda r: (r.flatten(1) @ flat).view(r.shape[0], *out), "dense", mu, rank, self.size)
-        return Factor(lambda r: (inverse @ r.reshape(r.shape[0], g, -1, 1)).reshape(r.shape[0], *out) if r.shape[0]
-                      else r.new_zeros(0, *out), "dense", mu, rank, self.size)
+        return Factor(
+            lambda r: (
+                (inverse @ r.reshape(r.shape[0], g, -1, 1)).reshape(r.shape[0], *out)
+                if r.shape[0]
+                else r.new_zeros(0, *out)
+            ),
+            "dense",
+            mu,
+            rank,
+            self.size,
+        )
 
     def _factor_spectral(self, damping: float) -> Factor:
-        if damping and not self._real and not self.transposed and self.narrow[0] <= self.wide[0] * math.prod(self.stride):
+        if (
+            damping
+            and not self._real
+            and not self.transposed
+            and self.narrow[0] <= self.wide[0] * math.prod(self.stride)
+        ):
             return self._factor_strided(damping)
         inverse, mu, _ = batched_pinv(self._spectrum(), damping)
         scale = math.prod(self.stride)
         # the rank over half the spectrum of the circular map says nothing exact about the map restricted to valid positions
-        return Factor(self._apply_spectral(inverse), "fft", mu / scale if self.transposed else mu * scale, None, self.size)
+        return Factor(
+            self._apply_spectral(inverse), "fft", mu / scale if self.transposed else mu * scale, None, self.size
+        )
 
     def _factor_strided(self, damping: float) -> Factor:
         """The same map for a strided convolution as ``A^T (A A^T + mu)^-1``: the inverse per output frequency, then one
@@ -164,7 +204,9 @@ class Convolution(LinearMap):
         half = self.coarse[-1] // 2 + 1  # the result is real: half of the last dimension's frequencies say it all
         gram = gram.view(*self.coarse, *gram.shape[1:])[(..., slice(0, half), slice(None), slice(None), slice(None))]
         gram = gram.reshape(-1, *gram.shape[-3:])
-        inverse = torch.linalg.inv(gram + mu * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).contiguous()
+        inverse = torch.linalg.inv(
+            gram + mu * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        ).contiguous()
         dims = tuple(range(2, 2 + self.dims))
         reach = [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
         # narrow positions in front whose windows wrap around into the image
@@ -174,7 +216,11 @@ class Convolution(LinearMap):
             n = r.shape[0]
             if n == 0:
                 return r.new_zeros(0, *self.wide)
-            y = torch.fft.rfftn(r, s=self.coarse, dim=dims).reshape(n, self.groups, -1, inverse.shape[0]).permute(3, 1, 2, 0)
+            y = (
+                torch.fft.rfftn(r, s=self.coarse, dim=dims)
+                .reshape(n, self.groups, -1, inverse.shape[0])
+                .permute(3, 1, 2, 0)
+            )
             y = (inverse @ y).permute(3, 1, 2, 0).reshape(n, self.narrow[0], *self.coarse[:-1], half)
             y = torch.fft.irfftn(y, s=self.coarse, dim=dims)
             for dim, e in enumerate(extra, start=2):
@@ -198,8 +244,9 @@ class Convolution(LinearMap):
         dims, g = tuple(range(2, 2 + self.dims)), self.groups
         kernel = self.weight
         if any(d > 1 for d in self.dilation):
-            spread = kernel.new_zeros(*kernel.shape[:2],
-                                      *((k - 1) * d + 1 for k, d in zip(kernel.shape[2:], self.dilation, strict=True)))
+            spread = kernel.new_zeros(
+                *kernel.shape[:2], *((k - 1) * d + 1 for k, d in zip(kernel.shape[2:], self.dilation, strict=True))
+            )
             spread[_box(slice(None, None, d) for d in self.dilation)] = kernel
             kernel = spread
         transform = torch.fft.rfftn if self._real else torch.fft.fftn
@@ -240,7 +287,11 @@ class Convolution(LinearMap):
         frequencies = (*self.coarse[:-1], self.coarse[-1] // 2 + 1) if self._real else self.coarse
         spectrum = spectrum.permute(3, 1, 2, 0).reshape(n, self.narrow[0], *frequencies)
         dims = tuple(range(2, 2 + self.dims))
-        signal = torch.fft.irfftn(spectrum, s=self.coarse, dim=dims) if self._real else torch.fft.ifftn(spectrum, dim=dims).real
+        signal = (
+            torch.fft.irfftn(spectrum, s=self.coarse, dim=dims)
+            if self._real
+            else torch.fft.ifftn(spectrum, dim=dims).real
+        )
         return signal[_box(slice(0, o) for o in self.narrow[1:])]
 
     def _fine_spectrum(self, a: Tensor) -> Tensor:
@@ -272,13 +323,26 @@ class Convolution(LinearMap):
 
     def _factor_iterative(self, damping: float) -> Factor:
         rows, columns = self.size
-        sigma2 = largest_square(self.apply, self.adjoint, self.weight.new_zeros(1, *(self.narrow if self.transposed else self.wide))) if damping else 0.0
+        sigma2 = (
+            largest_square(
+                self.apply, self.adjoint, self.weight.new_zeros(1, *(self.narrow if self.transposed else self.wide))
+            )
+            if damping
+            else 0.0
+        )
         mu = damping * sigma2
         if mu == 0.0:
-            return Factor(lambda r: least_squares(self.apply, self.adjoint, r), "conjugate gradients", 0.0, None, self.size)
+            return Factor(
+                lambda r: least_squares(self.apply, self.adjoint, r), "conjugate gradients", 0.0, None, self.size
+            )
         if rows > columns:
-            return Factor(lambda r: conjugate_gradients(lambda x: self.adjoint(self.apply(x)) + mu * x, self.adjoint(r)),
-                          "conjugate gradients", mu, None, self.size)
+            return Factor(
+                lambda r: conjugate_gradients(lambda x: self.adjoint(self.apply(x)) + mu * x, self.adjoint(r)),
+                "conjugate gradients",
+                mu,
+                None,
+                self.size,
+            )
         spectrum = self._spectrum()
         gram = spectrum @ spectrum.mH * (1 / math.prod(self.stride) if self.transposed else math.prod(self.stride))
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)

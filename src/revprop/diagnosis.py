@@ -46,14 +46,21 @@ class Diagnosis:
 
     def rows(self) -> list[dict[str, object]]:
         """For tables: per layer its deviations, whether reached, and which samples were wrong."""
-        return [{"layer": d.layer, "deviation": d.deviation, "reached": d.reached, "active": self.wrong} for d in self.layers]
+        return [
+            {"layer": d.layer, "deviation": d.deviation, "reached": d.reached, "active": self.wrong}
+            for d in self.layers
+        ]
 
     def __str__(self) -> str:
         width = max([5, *(len(d.layer) for d in self.layers)])
-        lines = [f"accuracy {100 * self.accuracy:.2f} % of {len(self.wrong)} samples", f"{'layer':<{width}}  deviation  of wrong ones  reached"]
+        lines = [
+            f"accuracy {100 * self.accuracy:.2f} % of {len(self.wrong)} samples",
+            f"{'layer':<{width}}  deviation  of wrong ones  reached",
+        ]
         for d in self.layers:
             wrong = float(d.deviation[self.wrong].mean()) if bool(self.wrong.any()) else 0.0
-            lines.append(f"{d.layer:<{width}}  {float(d.deviation.mean()):9.4f}  {wrong:13.4f}  {100 * float(d.reached.double().mean()):6.2f} %")
+            reached = 100 * float(d.reached.double().mean())
+            lines.append(f"{d.layer:<{width}}  {float(d.deviation.mean()):9.4f}  {wrong:13.4f}  {reached:6.2f} %")
         return "\n".join(lines)
 
 
@@ -68,8 +75,12 @@ def blocks(graph: Graph) -> tuple[str, ...]:
     return children if len(children) >= 2 else tuple(name for name in graph.layers if name not in ("input", "output"))
 
 
-def diagnose(model: nn.Module | Graph, batches: Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor], layers: Sequence[str] | None = None,
-             settings: Settings = Settings()) -> Diagnosis:
+def diagnose(
+    model: nn.Module | Graph,
+    batches: Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor],
+    layers: Sequence[str] | None = None,
+    settings: Settings = Settings(),
+) -> Diagnosis:
     """How far each layer's features are from the nearest ones that give the label.
 
     Args:
@@ -101,7 +112,9 @@ def diagnose(model: nn.Module | Graph, batches: Iterable[tuple[Tensor, Tensor]] 
         for layer in chosen:
             certificate = result.certificates[layer]
             absolute = (result.recorded[layer] - result[layer]).abs().sum(0, dtype=torch.float64)
-            collected.setdefault(layer, []).append((certificate.deviation, certificate.reached, absolute, certificate.steps))
+            collected.setdefault(layer, []).append(
+                (certificate.deviation, certificate.reached, absolute, certificate.steps)
+            )
     if graph is None:
         raise ValueError("batches: expected (inputs, labels) pairs; there was none")
     all_wrong = torch.cat(wrong)

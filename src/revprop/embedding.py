@@ -46,8 +46,10 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
     >>> check_labels(torch.zeros(2, 3), torch.tensor([0, 2]))
     """
     if logits.dim() != 2:
-        raise ValueError(f"labels need outputs of shape (n, classes); the network's are {tuple(logits.shape)}: "
-                         "give target=<wanted output> instead")
+        raise ValueError(
+            f"labels need outputs of shape (n, classes); the network's are {tuple(logits.shape)}: "
+            "give target=<wanted output> instead"
+        )
     if not isinstance(labels, Tensor):
         raise ValueError(f"labels: expected a tensor (n,) of int64 class indices, given a {type(labels).__name__}")
     if labels.dtype != torch.int64:
@@ -55,8 +57,10 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
     if tuple(labels.shape) != (logits.shape[0],):
         raise ValueError(f"labels: expected shape ({logits.shape[0]},), one per sample; given {tuple(labels.shape)}")
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-        raise ValueError(f"labels: expected 0 to {logits.shape[1] - 1} for {logits.shape[1]} outputs; "
-                         f"given {int(labels.min())} to {int(labels.max())}")
+        raise ValueError(
+            f"labels: expected 0 to {logits.shape[1] - 1} for {logits.shape[1]} outputs; "
+            f"given {int(labels.min())} to {int(labels.max())}"
+        )
 
 
 def shortfall(logits: Tensor, labels: Tensor, margin: float = 0.0) -> Tensor:
@@ -101,4 +105,7 @@ def _one_hot(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
 
 
 EMBEDDINGS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "nearest": _nearest, "maximum": _maximum, "one_hot": _one_hot}
+    "nearest": _nearest,
+    "maximum": _maximum,
+    "one_hot": _one_hot,
+}

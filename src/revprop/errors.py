@@ -23,7 +23,9 @@ class UnsupportedOperatorError(NotImplementedError):
 
     def __init__(self, operators: Sequence[tuple[str, str, str, str]]) -> None:
         self.operators = tuple(operators)
-        lines = [f"  {op} in {path or 'the model itself'}, output {shape}: {remedy}" for op, path, shape, remedy in operators]
+        lines = [
+            f"  {op} in {path or 'the model itself'}, output {shape}: {remedy}" for op, path, shape, remedy in operators
+        ]
         plural = "operator has" if len(lines) == 1 else "operators have"
         super().__init__(
             f"{len(lines)} {plural} no reverse rule for the greedy strategy:\n"

@@ -122,15 +122,22 @@ def _quiet() -> Iterator[None]:
 def _explain_export(model: nn.Module, error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     library = torch.__path__[0]
-    frames = [f for f in traceback.extract_tb(error.__traceback__)
-              if not f.filename.startswith(library) and "revprop" not in f.filename.replace("\\", "/").split("/")[-2:-1]]
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith(library) and "revprop" not in f.filename.replace("\\", "/").split("/")[-2:-1]
+    ]
     where = f" at {frames[-1].filename}, line {frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
     if "data-dependent" in text or "DataDependent" in text or "GuardOnDataDependent" in text:
-        why, remedy = "control flow depends on the values of tensors", \
-            "use torch.where or torch.cond, or move the decision out of forward"
+        why, remedy = (
+            "control flow depends on the values of tensors",
+            "use torch.where or torch.cond, or move the decision out of forward",
+        )
     elif "onstraint" in text and "batch" in text:
-        why, remedy = "the batch size is fixed inside forward", \
-            "write x.view(x.size(0), ...) or x.flatten(1) instead of a number"
+        why, remedy = (
+            "the batch size is fixed inside forward",
+            "write x.view(x.size(0), ...) or x.flatten(1) instead of a number",
+        )
     elif isinstance(error, RuntimeError | TypeError | IndexError | ValueError) and frames:
         why, remedy = "forward fails on the example", "check the example's shape and type, and run model(example) first"
     else:

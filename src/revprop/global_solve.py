@@ -42,8 +42,11 @@ class Goal:
 
     def at(self, index: Tensor) -> Goal:
         """The goal of some of the samples."""
-        return replace(self, labels=None if self.labels is None else self.labels[index],
-                       target=None if self.target is None else self.target[index])
+        return replace(
+            self,
+            labels=None if self.labels is None else self.labels[index],
+            target=None if self.target is None else self.target[index],
+        )
 
     def miss(self, outputs: Tensor) -> Tensor:
         """(n,): how far each output is from its goal; not above 0 where it is met (labels), the distance (targets)."""
@@ -81,8 +84,14 @@ class Solution:
     met: Tensor
 
 
-def solve(suffix: Callable[..., Tensor], recorded: Tensor, held: tuple[Tensor, ...], outputs: Tensor, goal: Goal,
-          options: Options = Options()) -> Solution:
+def solve(
+    suffix: Callable[..., Tensor],
+    recorded: Tensor,
+    held: tuple[Tensor, ...],
+    outputs: Tensor,
+    goal: Goal,
+    options: Options = Options(),
+) -> Solution:
     """The nearest features that meet the goal, for each sample of a batch.
 
     Args:
@@ -93,15 +102,20 @@ def solve(suffix: Callable[..., Tensor], recorded: Tensor, held: tuple[Tensor, .
     Returns:
         A :class:`Solution`. Where the goal is not met in ``options.steps`` steps, the nearest miss found.
     """
-    scale = torch.finfo(recorded.dtype).eps ** 0.75 * outputs.flatten(1).abs().amax(1).clamp_min(1.0) if outputs.numel() \
+    scale = (
+        torch.finfo(recorded.dtype).eps ** 0.75 * outputs.flatten(1).abs().amax(1).clamp_min(1.0)
+        if outputs.numel()
         else outputs.new_zeros(outputs.shape[0])
+    )
     first = goal.miss(outputs)
     met = first <= (0.0 if goal.labels is not None else scale)
     features, results = recorded.clone(), outputs.clone()
     steps = torch.zeros(len(outputs), dtype=torch.long, device=outputs.device)
     todo = (~met).nonzero().squeeze(1)
     if len(todo):
-        part = _Search(suffix, recorded[todo], tuple(h[todo] for h in held), goal.at(todo), first[todo], scale[todo], options)
+        part = _Search(
+            suffix, recorded[todo], tuple(h[todo] for h in held), goal.at(todo), first[todo], scale[todo], options
+        )
         part.run()
         assert part.best_outputs is not None
         features[todo], results[todo] = part.best, part.best_outputs
@@ -112,8 +126,16 @@ def solve(suffix: Callable[..., Tensor], recorded: Tensor, held: tuple[Tensor, .
 class _Search:
     """The state of one batch's search; every array has one entry per sample that was wrong."""
 
-    def __init__(self, suffix: Callable[..., Tensor], recorded: Tensor, held: tuple[Tensor, ...], goal: Goal, first: Tensor,
-                 scale: Tensor, options: Options) -> None:
+    def __init__(
+        self,
+        suffix: Callable[..., Tensor],
+        recorded: Tensor,
+        held: tuple[Tensor, ...],
+        goal: Goal,
+        first: Tensor,
+        scale: Tensor,
+        options: Options,
+    ) -> None:
         self.suffix, self.recorded, self.held, self.goal, self.options = suffix, recorded, held, goal, options
         n = len(recorded)
         self.first = first
@@ -208,7 +230,9 @@ class _Search:
         jacobian, b = jacobian / scale[:, None, None], b / scale[:, None]
         gram = jacobian @ jacobian.mT
         size = torch.diagonal(gram, dim1=1, dim2=2).amax(1).clamp_min(1.0)
-        gram = gram + (self.options.ridge * size)[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+        gram = gram + (self.options.ridge * size)[:, None, None] * torch.eye(
+            gram.shape[1], dtype=gram.dtype, device=gram.device
+        )
         if goal.labels is None:
             dual = torch.linalg.solve(gram, b)
         else:
@@ -273,7 +297,9 @@ class _Search:
         order = torch.where(active, missing, -torch.inf).topk(k, dim=1)
         chosen = torch.zeros(len(out), k, out.shape[1], dtype=out.dtype, device=out.device)
         chosen.scatter_(2, order.indices.unsqueeze(-1), -1.0)
-        chosen.scatter_add_(2, label[:, None, :].expand(-1, k, -1), torch.ones(len(out), k, 1, dtype=out.dtype, device=out.device))
+        chosen.scatter_add_(
+            2, label[:, None, :].expand(-1, k, -1), torch.ones(len(out), k, 1, dtype=out.dtype, device=out.device)
+        )
         return chosen, order.values, order.indices
 
     def _jacobian(self, x: Tensor, outputs: Tensor, rows: Tensor) -> Tensor:

@@ -34,8 +34,15 @@ class Graph:
         inputs: the placeholders of the model's inputs; output: the node of its output.
     """
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, inputs: Sequence[fx.Node], constants: Mapping[fx.Node, str],
-                 tensors: Mapping[str, Tensor], output: fx.Node) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: fx.Graph,
+        inputs: Sequence[fx.Node],
+        constants: Mapping[fx.Node, str],
+        tensors: Mapping[str, Tensor],
+        output: fx.Node,
+    ) -> None:
         self.model = model
         self.fx_graph = graph
         self.inputs = tuple(inputs)
@@ -43,7 +50,9 @@ class Graph:
         self.constants = dict(constants)
         self._tensors = dict(tensors)
         self._segments: dict[tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]], Segment] = {}
-        self.factored: dict[Any, Any] = {}  # what the walk backwards has factored; its steps refer to this graph, so it lives here
+        self.factored: dict[
+            Any, Any
+        ] = {}  # what the walk backwards has factored; its steps refer to this graph, so it lives here
         depends = set(self.inputs)
         for node in graph.nodes:
             if node.op == "call_function" and _is_tensor(node) and any(a in depends for a in node.all_input_nodes):
@@ -94,7 +103,9 @@ class Graph:
         """Names of the parameters (not buffers) that these operators read, directly or through constant arithmetic."""
         read = self.ancestors(nodes, stop=self.active)
         trainable = {id(p) for p in self.model.parameters()}
-        return tuple(name for node, name in self.constants.items() if node in read and id(self.tensor(name)) in trainable)
+        return tuple(
+            name for node, name in self.constants.items() if node in read and id(self.tensor(name)) in trainable
+        )
 
     def on(self, model: nn.Module) -> Graph:
         """The same graph reading the parameters of a copy of the model."""
@@ -160,11 +171,15 @@ class Graph:
         for node, value in zip(self.inputs, values, strict=True):
             expected = self.shape(node)
             if tuple(value.shape[1:]) != expected or value.dim() == 0:
-                raise ValueError(f"input {node.name!r} was traced as (n, {', '.join(map(str, expected))}); "
-                                 f"given: {tuple(value.shape)}")
+                raise ValueError(
+                    f"input {node.name!r} was traced as (n, {', '.join(map(str, expected))}); "
+                    f"given: {tuple(value.shape)}"
+                )
             require_finite(value, f"input {node.name!r}")
         if len({len(value) for value in values}) > 1:
-            raise ValueError(f"expected inputs of one batch size; given: {', '.join(str(len(value)) for value in values)}")
+            raise ValueError(
+                f"expected inputs of one batch size; given: {', '.join(str(len(value)) for value in values)}"
+            )
         return values
 
     def record(self, x: Example) -> dict[fx.Node, Tensor]:
@@ -205,8 +220,12 @@ def trace(model: nn.Module, example: Example) -> Graph:
     if not values or not all(isinstance(v, Tensor) and v.dim() >= 1 for v in values):
         raise ValueError("example: expected a tensor (n, ...) or a tuple of such tensors, batch first")
     # export specialises on sizes 0 and 1, so the example is repeated to a batch of 2 where it is smaller
-    values = tuple(v.detach()[:1].expand(2, *v.shape[1:]).clone() if v.shape[0] == 1
-                   else (v.detach() if v.shape[0] else v.detach().new_zeros(2, *v.shape[1:])) for v in values)
+    values = tuple(
+        v.detach()[:1].expand(2, *v.shape[1:]).clone()
+        if v.shape[0] == 1
+        else (v.detach() if v.shape[0] else v.detach().new_zeros(2, *v.shape[1:]))
+        for v in values
+    )
     return _from_program(model, export(model, values))
 
 
@@ -216,7 +235,11 @@ def trace(model: nn.Module, example: Example) -> Graph:
 def _from_program(model: nn.Module, program: torch.export.ExportedProgram) -> Graph:
     signature = program.graph_signature
     graph = program.graph
-    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    named = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
     tensors = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
     owned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     owned |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
@@ -230,13 +253,17 @@ def _from_program(model: nn.Module, program: torch.export.ExportedProgram) -> Gr
     constants = {n: shared.get(named[n.name], named[n.name]) for n in placeholders if n.name in named}
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
-        raise ExportError(f"the model writes to {', '.join(map(repr, changed))} during forward in eval mode; "
-                          "a reversed network must not change state: compute a new tensor instead")
+        raise ExportError(
+            f"the model writes to {', '.join(map(repr, changed))} during forward in eval mode; "
+            "a reversed network must not change state: compute a new tensor instead"
+        )
     output = next(n for n in graph.nodes if n.op == "output")
     results = output.args[0]
     if not isinstance(results, tuple | list) or len(results) != 1 or not isinstance(results[0], fx.Node):
-        raise ExportError(f"the model returns {len(results) if isinstance(results, tuple | list) else 'no'} values; expected "
-                          "one tensor: wrap the model in a module whose forward returns the one to be reversed")
+        raise ExportError(
+            f"the model returns {len(results) if isinstance(results, tuple | list) else 'no'} values; expected "
+            "one tensor: wrap the model in a module whose forward returns the one to be reversed"
+        )
     for node in list(graph.nodes):
         canonicalise(graph, node)
     graph.eliminate_dead_code()
@@ -246,12 +273,14 @@ def _from_program(model: nn.Module, program: torch.export.ExportedProgram) -> Gr
     if traced.output not in traced.active:
         raise ExportError("the model's output does not depend on the input: there is nothing to run backwards")
     if -1 in traced.shape(traced.output):
-        raise ExportError("the batch is not the first dimension of the model's output: permute it there at the end of forward")
+        raise ExportError(
+            "the batch is not the first dimension of the model's output: permute it there at the end of forward"
+        )
     return traced
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor) or isinstance(node.meta.get("val"), tuple | list)
+    return isinstance(node.meta.get("val"), Tensor | tuple | list)
 
 
 def _module_stack(node: fx.Node) -> list[str]:
@@ -279,7 +308,11 @@ def _name_layers(graph: Graph) -> dict[str, fx.Node]:
         members = set(nodes)
         leaving = [n for n in nodes if n is graph.output or any(u not in members and u in order for u in n.users)]
         # features are per sample: a value that merges or moves the batch dimension is no layer
-        if len(leaving) == 1 and isinstance(value := leaving[0].meta.get("val"), Tensor) and str(value.shape[:1]) == batch:
+        if (
+            len(leaving) == 1
+            and isinstance(value := leaving[0].meta.get("val"), Tensor)
+            and str(value.shape[:1]) == batch
+        ):
             found[path] = leaving[0]
     named = dict(sorted(found.items(), key=lambda item: (order[item[1]], -item[0].count("."))))
     first = {"input": graph.inputs[0]} if len(graph.inputs) == 1 else {f"input:{n.name}": n for n in graph.inputs}

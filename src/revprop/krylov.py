@@ -12,7 +12,9 @@ __all__ = ["conjugate_gradients", "largest_square", "least_squares"]
 Operator = Callable[[Tensor], Tensor]
 
 
-def conjugate_gradients(operator: Operator, b: Tensor, precondition: Operator = lambda r: r, limit: int = 1000) -> Tensor:
+def conjugate_gradients(
+    operator: Operator, b: Tensor, precondition: Operator = lambda r: r, limit: int = 1000
+) -> Tensor:
     """Solves ``operator(x) = b``; the operator is symmetric and positive definite for each sample.
 
     >>> conjugate_gradients(lambda x: 4 * x, torch.ones(1, 2))
@@ -37,7 +39,9 @@ def conjugate_gradients(operator: Operator, b: Tensor, precondition: Operator = 
     return x
 
 
-def least_squares(apply: Operator, adjoint: Operator, b: Tensor, tolerance: float | None = None, limit: int = 2000) -> Tensor:
+def least_squares(
+    apply: Operator, adjoint: Operator, b: Tensor, tolerance: float | None = None, limit: int = 2000
+) -> Tensor:
     """The least-squares solution of smallest norm of ``apply(x) = b``, for any rank: CGLS from zero.
 
     Args:

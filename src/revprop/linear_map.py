@@ -19,7 +19,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Broadcast", "Concatenate", "Copy", "Dense", "Diagonal", "Factor", "LinearMap", "Reduce", "Separable", "Sum", "batched_pinv"]
+__all__ = [
+    "Broadcast",
+    "Concatenate",
+    "Copy",
+    "Dense",
+    "Diagonal",
+    "Factor",
+    "LinearMap",
+    "Reduce",
+    "Separable",
+    "Sum",
+    "batched_pinv",
+]
 
 Tensors = Tensor | tuple[Tensor, ...]
 EXACT_EIGENVALUES = 2**28  # stacks of up to this many multiplications get their exact largest eigenvalue
@@ -119,8 +131,9 @@ class Copy(LinearMap):
         copies: how often each input is copied, broadcast to the input's shape; None where once at most.
     """
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor],
-                 copies: Tensor | None = None) -> None:
+    def __init__(
+        self, forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor], copies: Tensor | None = None
+    ) -> None:
         self._forward, self._backward, self.copies = forward, backward, copies
 
     def apply(self, *a: Tensor) -> Tensor:
@@ -158,7 +171,9 @@ class Separable(LinearMap):
     def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
         parts = {dim: torch.linalg.svd(m, full_matrices=False) for dim, m in self.matrices.items()}
         dims = sorted(parts)
-        values = torch.ones((), dtype=next(iter(self.matrices.values())).dtype, device=next(iter(self.matrices.values())).device)
+        values = torch.ones(
+            (), dtype=next(iter(self.matrices.values())).dtype, device=next(iter(self.matrices.values())).device
+        )
         for dim in dims:
             values = values.unsqueeze(-1) * parts[dim][1]
         gain, mu, rank = _filter(values.flatten(), damping, max(max(m.shape) for m in self.matrices.values()))
@@ -187,7 +202,9 @@ class Broadcast(LinearMap):
     def __init__(self, shape: Sequence[int], out_shape: Sequence[int], scale: Tensor) -> None:
         self.padded = (1,) * (len(out_shape) - len(shape)) + tuple(shape)
         self.shape, self.out_shape, self.scale = tuple(shape), tuple(out_shape), scale.detach()
-        self.dims = tuple(i - len(out_shape) for i, (p, o) in enumerate(zip(self.padded, out_shape, strict=True)) if p != o)
+        self.dims = tuple(
+            i - len(out_shape) for i, (p, o) in enumerate(zip(self.padded, out_shape, strict=True)) if p != o
+        )
 
     def apply(self, *a: Tensor) -> Tensor:
         n = a[0].shape[0]
@@ -238,7 +255,9 @@ class Sum(LinearMap):
     P_2``; the projections commute, so the pseudo-inverse is closed form. For equal shapes and s = 1 each side gets r / 2.
     """
 
-    def __init__(self, shapes: tuple[Sequence[int], Sequence[int]], out_shape: Sequence[int], scales: tuple[float, float]) -> None:
+    def __init__(
+        self, shapes: tuple[Sequence[int], Sequence[int]], out_shape: Sequence[int], scales: tuple[float, float]
+    ) -> None:
         unit = torch.ones(())
         self.parts = tuple(Broadcast(shape, out_shape, unit) for shape in shapes)
         self.scales = scales
@@ -364,12 +383,16 @@ def _largest_eigenvalue(gram: Tensor) -> float:
     norms, order = torch.linalg.matrix_norm(blocks).sort(descending=True)
     best, first, count = 0.0, 0, 4
     while first < len(order) and float(norms[first]) > best:
-        best = max(best, float(torch.linalg.eigvalsh(blocks[order[first:first + count]]).max()))
+        best = max(best, float(torch.linalg.eigvalsh(blocks[order[first : first + count]]).max()))
         first, count = first + count, 2 * count
     return best
 
 
 def _along_axes(x: Tensor, matrices: dict[int, Tensor]) -> Tensor:
     for dim, matrix in matrices.items():
-        x = x @ matrix.mT if dim == -1 else (matrix @ x if dim == -2 else (x.transpose(dim, -1) @ matrix.mT).transpose(dim, -1))
+        x = (
+            x @ matrix.mT
+            if dim == -1
+            else (matrix @ x if dim == -2 else (x.transpose(dim, -1) @ matrix.mT).transpose(dim, -1))
+        )
     return x

@@ -19,7 +19,9 @@ from revprop.rules import Fact, Linear, Pointwise, Selection
 
 __all__ = ["Adjoint", "Mode", "NearestPreimage", "PaperReconstruction"]
 
-MARGIN = 1e-3  # how far from the end of an open range a target is kept, as a share of the range (of 1 where it is unbounded)
+MARGIN = (
+    1e-3  # how far from the end of an open range a target is kept, as a share of the range (of 1 where it is unbounded)
+)
 
 
 class Mode(ABC):
@@ -30,7 +32,9 @@ class Mode(ABC):
         return None
 
     @abstractmethod
-    def step(self, fact: Fact, state: Factor | None, inputs: Sequence[Tensor], output: Tensor, change: Tensor) -> tuple[Tensor, ...]:
+    def step(
+        self, fact: Fact, state: Factor | None, inputs: Sequence[Tensor], output: Tensor, change: Tensor
+    ) -> tuple[Tensor, ...]:
         """Corrections of the inputs, given recorded inputs and output and the output's correction."""
 
     @abstractmethod
@@ -57,7 +61,9 @@ class NearestPreimage(Mode):
     def prepare(self, fact: Fact) -> Factor | None:
         return fact.map.factor(self.damping, self.solver) if isinstance(fact, Linear) else None
 
-    def step(self, fact: Fact, state: Factor | None, inputs: Sequence[Tensor], output: Tensor, change: Tensor) -> tuple[Tensor, ...]:
+    def step(
+        self, fact: Fact, state: Factor | None, inputs: Sequence[Tensor], output: Tensor, change: Tensor
+    ) -> tuple[Tensor, ...]:
         if isinstance(fact, Linear):
             assert state is not None
             return _as_tuple(state.solve(change))
@@ -79,7 +85,9 @@ class PaperReconstruction(Mode):
     def prepare(self, fact: Fact) -> Factor | None:
         return fact.map.factor(0.0, "fft") if isinstance(fact, Linear) and fact.windows is None else None
 
-    def step(self, fact: Fact, state: Factor | None, inputs: Sequence[Tensor], output: Tensor, change: Tensor) -> tuple[Tensor, ...]:
+    def step(
+        self, fact: Fact, state: Factor | None, inputs: Sequence[Tensor], output: Tensor, change: Tensor
+    ) -> tuple[Tensor, ...]:
         if isinstance(fact, Linear | Selection) and fact.windows is not None:
             copied = fact.windows.spread(output + change, math.nan)
             return (torch.where(copied.isnan(), 0.0, copied - inputs[0]),)
@@ -99,7 +107,9 @@ class PaperReconstruction(Mode):
 class Adjoint(Mode):
     """The adjoint of the linearised network: ``A^T`` and the slope. Equals reverse-mode differentiation."""
 
-    def step(self, fact: Fact, state: Factor | None, inputs: Sequence[Tensor], output: Tensor, change: Tensor) -> tuple[Tensor, ...]:
+    def step(
+        self, fact: Fact, state: Factor | None, inputs: Sequence[Tensor], output: Tensor, change: Tensor
+    ) -> tuple[Tensor, ...]:
         if isinstance(fact, Linear):
             return _as_tuple(fact.map.adjoint(change))
         if isinstance(fact, Selection):

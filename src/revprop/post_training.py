@@ -50,13 +50,30 @@ class PostTraining:
     peak_memory: int
 
 
-def post_train(model: nn.Module | Graph, loader: Loader, start: str, stop: str, *,
-               method: Literal["fr", "bp"] = "fr", alpha: float = 0.1, epochs: int = 10, validation: Loader | None = None,
-               embedding: Literal["nearest", "maximum", "one_hot"] = "nearest", rules: Literal["nearest", "paper"] = "nearest",
-               strategy: Literal["global", "greedy"] = "global", damping: float = 0.01,
-               solver: Literal["fft", "exact"] = "fft", margin: float = 0.0, batch_size: int = 256,
-               learning_rate: float = 1e-3, seed: int = 0, device: str = "auto", checkpoint: Path | str | None = None,
-               memory_budget: int = 4 * 2**30, progress: bool = False) -> PostTraining:
+def post_train(
+    model: nn.Module | Graph,
+    loader: Loader,
+    start: str,
+    stop: str,
+    *,
+    method: Literal["fr", "bp"] = "fr",
+    alpha: float = 0.1,
+    epochs: int = 10,
+    validation: Loader | None = None,
+    embedding: Literal["nearest", "maximum", "one_hot"] = "nearest",
+    rules: Literal["nearest", "paper"] = "nearest",
+    strategy: Literal["global", "greedy"] = "global",
+    damping: float = 0.01,
+    solver: Literal["fft", "exact"] = "fft",
+    margin: float = 0.0,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    device: str = "auto",
+    checkpoint: Path | str | None = None,
+    memory_budget: int = 4 * 2**30,
+    progress: bool = False,
+) -> PostTraining:
     """Trains the modules after ``start`` up to ``stop`` of a copy of the model, everything else frozen.
 
     ``method="fr"``: loss ``(1 - alpha) cross entropy + alpha |a_stop - a*_stop|`` with wanted features a* reconstructed once from
@@ -93,17 +110,28 @@ def post_train(model: nn.Module | Graph, loader: Loader, start: str, stop: str, 
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: expected the share of the reconstruction loss, 0 to 1; given {alpha}")
     settings = Settings(embedding, rules, strategy, damping, solver, margin)
-    training = Training(epochs, batch_size, learning_rate, seed, device, checkpoint=Path(checkpoint) if checkpoint else None,
-                        progress=progress)
+    training = Training(
+        epochs,
+        batch_size,
+        learning_rate,
+        seed,
+        device,
+        checkpoint=Path(checkpoint) if checkpoint else None,
+        progress=progress,
+    )
     batches = iter(_batches(loader, batch_size))
     first = next(batches, None)
     if first is None:
         raise ValueError("loader: expected batches of (inputs, labels); it gave none")
     if not isinstance(first, tuple | list) or len(first) != 2:
-        raise ValueError(f"loader: expected batches of (inputs, labels), or a tuple of the two tensors; its first item is a "
-                         f"{type(first).__name__}" + (f" of {len(first)}" if isinstance(first, tuple | list) else ""))
+        raise ValueError(
+            f"loader: expected batches of (inputs, labels), or a tuple of the two tensors; its first item is a "
+            f"{type(first).__name__}" + (f" of {len(first)}" if isinstance(first, tuple | list) else "")
+        )
     if isinstance(first[1], int) or (isinstance(first[1], Tensor) and first[1].dim() == 0):
-        raise ValueError("loader: expected batches, but its items are single samples: torch.utils.data.DataLoader makes batches of them")
+        raise ValueError(
+            "loader: expected batches, but its items are single samples: torch.utils.data.DataLoader makes batches of them"
+        )
     source = as_graph(model, first[0])
     names = module_parameters(source, start, stop)
     for name, value in source.model.named_parameters():
@@ -116,20 +144,55 @@ def post_train(model: nn.Module | Graph, loader: Loader, start: str, stop: str, 
     plan = _Plan.of(graph, stop, names, classify=weight < 1)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="revprop-") as folder:
-        data = _prepare(graph, plan, itertools.chain([first], batches), stop, settings if weight else None, Path(folder), memory_budget, place)
-        checked = None if validation is None else _prepare(graph, _Plan.of(graph, stop, names, True), _batches(validation, batch_size),
-                                                           stop, None, Path(folder) / "validation", memory_budget, place)
+        data = _prepare(
+            graph,
+            plan,
+            itertools.chain([first], batches),
+            stop,
+            settings if weight else None,
+            Path(folder),
+            memory_budget,
+            place,
+        )
+        checked = (
+            None
+            if validation is None
+            else _prepare(
+                graph,
+                _Plan.of(graph, stop, names, True),
+                _batches(validation, batch_size),
+                stop,
+                None,
+                Path(folder) / "validation",
+                memory_budget,
+                place,
+            )
+        )
         target_seconds = time.perf_counter() - began
         flags = {name: p.requires_grad for name, p in trained.named_parameters()}
         try:
             for name, parameter in trained.named_parameters():
                 parameter.requires_grad_(name in names)
             module = _Trained(graph, plan, names)
-            identity = {"model": _fingerprint(source.model), "start": start, "stop": stop, "method": method, "alpha": weight,
-                        "samples": len(data[0]),
-                        **({k: str(v) for k, v in vars(settings).items()} if weight else {})}
+            identity = {
+                "model": _fingerprint(source.model),
+                "start": start,
+                "stop": stop,
+                "method": method,
+                "alpha": weight,
+                "samples": len(data[0]),
+                **({k: str(v) for k, v in vars(settings).items()} if weight else {}),
+            }
             evaluate = None if checked is None else _accuracy(graph, stop, names, checked, place)
-            fitted = fit(module, data, _loss(plan, weight, embedding), training, evaluate, identity, f"{method} {start} -> {stop}")
+            fitted = fit(
+                module,
+                data,
+                _loss(plan, weight, embedding),
+                training,
+                evaluate,
+                identity,
+                f"{method} {start} -> {stop}",
+            )
         finally:
             for name, parameter in trained.named_parameters():
                 parameter.requires_grad_(flags[name])
@@ -152,15 +215,19 @@ def module_parameters(graph: Graph, start: str, stop: str) -> tuple[str, ...]:
     first, last = graph.node(start), graph.node(stop)
     before, upto = graph.ancestors([first]), graph.ancestors([last])
     if first is last or first not in upto:
-        raise ValueError(f"start={start!r} is not in front of stop={stop!r}; in forward order: {', '.join(graph.layers)}")
+        raise ValueError(
+            f"start={start!r} is not in front of stop={stop!r}; in forward order: {', '.join(graph.layers)}"
+        )
     inside = [n for n in graph.nodes if n in upto and n not in before]
     names = graph.parameters_of(inside)
     if not names:
         raise ValueError(f"no parameters between {start!r} and {stop!r}: nothing to train")
     shared = set(names) & set(graph.parameters_of([n for n in graph.nodes if n not in set(inside)]))
     if shared:
-        raise ValueError(f"{', '.join(sorted(shared))} is shared between the modules to train and a frozen part; choose start and "
-                         "stop so that all its uses lie between them, or give each use its own parameter")
+        raise ValueError(
+            f"{', '.join(sorted(shared))} is shared between the modules to train and a frozen part; choose start and "
+            "stop so that all its uses lie between them, or give each use its own parameter"
+        )
     return names
 
 
@@ -178,7 +245,9 @@ class _Plan:
         changed = graph.descendants(reads) if reads else set()
         outputs = (graph.node(stop), graph.output) if classify else (graph.node(stop),)
         needed = [n for n in graph.nodes if n in changed and n in graph.ancestors(outputs)]
-        crossing = tuple(dict.fromkeys(a for n in needed for a in n.all_input_nodes if a in graph.active and a not in changed))
+        crossing = tuple(
+            dict.fromkeys(a for n in needed for a in n.all_input_nodes if a in graph.active and a not in changed)
+        )
         return _Plan(crossing, graph.segment(graph.inputs, crossing), graph.segment(crossing, outputs))
 
 
@@ -208,8 +277,14 @@ def _loss(plan: _Plan, weight: float, embedding: str):  # type: ignore[no-untype
             parts["classification"] = F.cross_entropy(results[1], batch[count])
         if weight > 0:
             parts["reconstruction"] = distance(results[0], batch[count + 1])
-        total = sum((share * parts[name] for name, share in (("classification", 1 - weight), ("reconstruction", weight))
-                     if name in parts), start=torch.zeros((), device=results[0].device))
+        total = sum(
+            (
+                share * parts[name]
+                for name, share in (("classification", 1 - weight), ("reconstruction", weight))
+                if name in parts
+            ),
+            start=torch.zeros((), device=results[0].device),
+        )
         return {"loss": total, **parts}
 
     return loss
@@ -229,8 +304,16 @@ def _accuracy(graph: Graph, stop: str, names: Sequence[str], data: tuple[Tensor,
     return evaluate
 
 
-def _prepare(graph: Graph, plan: _Plan, batches: Iterable[tuple[Tensor, Tensor]], stop: str, settings: Settings | None,
-             folder: Path, budget: int, place: torch.device) -> tuple[Tensor, ...]:
+def _prepare(
+    graph: Graph,
+    plan: _Plan,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    stop: str,
+    settings: Settings | None,
+    folder: Path,
+    budget: int,
+    place: torch.device,
+) -> tuple[Tensor, ...]:
     """One pass over the data: the frozen values training reads, the labels and the wanted features, on the training device
     while they fit the budget, then memory-mapped."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -293,5 +376,5 @@ def _batches(loader: Loader, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]
         if not isinstance(x, Tensor) or len(x) != len(y):
             raise ValueError(f"loader: expected inputs and labels of one length, given {len(x)} and {len(y)}")
         size = max(batch_size, 256)
-        return [(x[i:i + size], y[i:i + size]) for i in range(0, len(x), size)]
+        return [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]
     return loader

@@ -47,8 +47,12 @@ class Settings:
     tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        for value, known, what in ((self.embedding, tuple(EMBEDDINGS), "embedding"), (self.rules, RULES, "rules"),
-                                   (self.strategy, STRATEGIES, "strategy"), (self.solver, SOLVERS, "solver")):
+        for value, known, what in (
+            (self.embedding, tuple(EMBEDDINGS), "embedding"),
+            (self.rules, RULES, "rules"),
+            (self.strategy, STRATEGIES, "strategy"),
+            (self.solver, SOLVERS, "solver"),
+        ):
             if value not in known:
                 raise ValueError(near_matches(str(value), known, what))
         if not self.tolerance > 0:
@@ -56,7 +60,9 @@ class Settings:
         if not math.isfinite(self.margin):
             raise ValueError(f"margin: expected a finite number; given {self.margin}")
         if not self.damping >= 0:
-            raise ValueError(f"damping: expected a number >= 0, relative to the largest singular value squared; given {self.damping}")
+            raise ValueError(
+                f"damping: expected a number >= 0, relative to the largest singular value squared; given {self.damping}"
+            )
         if self.strategy == "global" and self.rules == "paper":
             raise ValueError('rules="paper" is the published greedy walk: pass strategy="greedy" with it')
 
@@ -125,26 +131,49 @@ class _Certificates(Mapping[str, Certificate]):
             outputs = suffix(features, *rec._held[layer])[0]
         goal, settings = rec.goal, rec.settings
         if goal.labels is not None:
-            slack = 1e-4 * outputs.abs().flatten(1).amax(1).clamp_min(1.0) if outputs.numel() else outputs.new_zeros(len(outputs))
+            slack = (
+                1e-4 * outputs.abs().flatten(1).amax(1).clamp_min(1.0)
+                if outputs.numel()
+                else outputs.new_zeros(len(outputs))
+            )
             reached = shortfall(outputs, goal.labels, 0.0) <= slack
-            wanted = embed_labels(outputs, goal.labels, "nearest", goal.margin) if settings.embedding == "nearest" else rec.wanted
+            wanted = (
+                embed_labels(outputs, goal.labels, "nearest", goal.margin)
+                if settings.embedding == "nearest"
+                else rec.wanted
+            )
         else:
             wanted = rec.wanted
             reached = _distance(outputs, wanted) <= 1e-3 * _distance(rec.output, wanted) + 1e-6 * _norm(wanted)
         greedy = settings.strategy == "greedy"
-        return Certificate(_distance(outputs, wanted), reached, rec.deviation[layer], settings.strategy,
-                           settings.solver if greedy else "dual active set",
-                           (0.0 if settings.rules == "paper" else settings.damping) if greedy else global_solve.Options().ridge,
-                           rec._steps.get(layer), _maps(rec.graph, settings, rec.graph.node(layer)) if greedy else ())
+        return Certificate(
+            _distance(outputs, wanted),
+            reached,
+            rec.deviation[layer],
+            settings.strategy,
+            settings.solver if greedy else "dual active set",
+            (0.0 if settings.rules == "paper" else settings.damping) if greedy else global_solve.Options().ridge,
+            rec._steps.get(layer),
+            _maps(rec.graph, settings, rec.graph.node(layer)) if greedy else (),
+        )
 
 
-def reconstruct(model: nn.Module | Graph, x: Example, labels: Tensor | None = None, *, target: Tensor | None = None,
-                to: str | Sequence[str] | None = None,
-                embedding: Literal["nearest", "maximum", "one_hot"] = "nearest",
-                rules: Literal["nearest", "paper"] = "nearest",
-                strategy: Literal["global", "greedy"] = "global",
-                damping: float = 0.01, solver: Literal["fft", "exact"] = "fft", margin: float = 0.0,
-                tolerance: float = 0.05, batch_size: int = 256) -> Reconstruction:
+def reconstruct(
+    model: nn.Module | Graph,
+    x: Example,
+    labels: Tensor | None = None,
+    *,
+    target: Tensor | None = None,
+    to: str | Sequence[str] | None = None,
+    embedding: Literal["nearest", "maximum", "one_hot"] = "nearest",
+    rules: Literal["nearest", "paper"] = "nearest",
+    strategy: Literal["global", "greedy"] = "global",
+    damping: float = 0.01,
+    solver: Literal["fft", "exact"] = "fft",
+    margin: float = 0.0,
+    tolerance: float = 0.05,
+    batch_size: int = 256,
+) -> Reconstruction:
     """The features that layers should have had for the wanted output.
 
     ``strategy="global"``: for each layer named, ``argmin |a - a^|`` subject to the network behind it giving the wanted output;
@@ -204,12 +233,21 @@ def reconstruct(model: nn.Module | Graph, x: Example, labels: Tensor | None = No
     return parts[0] if len(parts) == 1 else _join(parts)
 
 
-def _reconstruct_batch(graph: Graph, values: tuple[Tensor, ...], labels: Tensor | None, target: Tensor | None,
-                       nodes: dict[str, fx.Node], settings: Settings) -> Reconstruction:
+def _reconstruct_batch(
+    graph: Graph,
+    values: tuple[Tensor, ...],
+    labels: Tensor | None,
+    target: Tensor | None,
+    nodes: dict[str, fx.Node],
+    settings: Settings,
+) -> Reconstruction:
     by_pass = {layer: graph.behind(layer)[1] for layer in nodes}
     greedy = settings.strategy == "greedy"
-    kept = graph.nodes if greedy else tuple(dict.fromkeys([*nodes.values(), *(n for held in by_pass.values() for n in held),
-                                                           graph.output]))
+    kept = (
+        graph.nodes
+        if greedy
+        else tuple(dict.fromkeys([*nodes.values(), *(n for held in by_pass.values() for n in held), graph.output]))
+    )
     kept = tuple(n for n in kept if n not in graph.inputs)
     with torch.no_grad():
         recorded = dict(zip(kept, graph.segment(graph.inputs, kept)(*values), strict=True))
@@ -238,11 +276,21 @@ def _reconstruct_batch(graph: Graph, values: tuple[Tensor, ...], labels: Tensor 
                 features[layer], steps[layer] = wanted, torch.zeros(len(wanted), dtype=torch.long, device=wanted.device)
                 continue
             suffix = graph.behind(layer)[0]
-            solution = global_solve.solve(lambda a, *h, run=suffix: run(a, *h)[0], recorded[node].detach(), held[layer],
-                                          output, search, options)
+            solution = global_solve.solve(
+                lambda a, *h, run=suffix: run(a, *h)[0], recorded[node].detach(), held[layer], output, search, options
+            )
             features[layer], steps[layer] = solution.features, solution.steps
-    return Reconstruction(graph, features, {layer: recorded[node] for layer, node in nodes.items()}, output, wanted, settings,
-                          goal, held, steps)
+    return Reconstruction(
+        graph,
+        features,
+        {layer: recorded[node] for layer, node in nodes.items()},
+        output,
+        wanted,
+        settings,
+        goal,
+        held,
+        steps,
+    )
 
 
 def _join(parts: list[Reconstruction]) -> Reconstruction:
@@ -250,15 +298,22 @@ def _join(parts: list[Reconstruction]) -> Reconstruction:
         return torch.cat(of)
 
     first = parts[0]
-    goal = global_solve.Goal(None if first.goal.labels is None else join([p.goal.labels for p in parts]),  # type: ignore[misc]
-                             None if first.goal.target is None else join([p.goal.target for p in parts]),  # type: ignore[misc]
-                             first.goal.margin)
+    goal = global_solve.Goal(
+        None if first.goal.labels is None else join([p.goal.labels for p in parts]),  # type: ignore[misc]
+        None if first.goal.target is None else join([p.goal.target for p in parts]),  # type: ignore[misc]
+        first.goal.margin,
+    )
     return Reconstruction(
-        first.graph, {k: join([p.features[k] for p in parts]) for k in first.features},
-        {k: join([p.recorded[k] for p in parts]) for k in first.recorded}, join([p.output for p in parts]),
-        join([p.wanted for p in parts]), first.settings, goal,
+        first.graph,
+        {k: join([p.features[k] for p in parts]) for k in first.features},
+        {k: join([p.recorded[k] for p in parts]) for k in first.recorded},
+        join([p.output for p in parts]),
+        join([p.wanted for p in parts]),
+        first.settings,
+        goal,
         {k: tuple(join([p._held[k][i] for p in parts]) for i in range(len(first._held[k]))) for k in first._held},
-        {k: join([p._steps[k] for p in parts]) for k in first._steps})
+        {k: join([p._steps[k] for p in parts]) for k in first._steps},
+    )
 
 
 def _nodes(graph: Graph, to: str | Sequence[str] | None) -> dict[str, fx.Node]:
@@ -268,8 +323,10 @@ def _nodes(graph: Graph, to: str | Sequence[str] | None) -> dict[str, fx.Node]:
     nodes = {layer: graph.node(layer) for layer in ([to] if isinstance(to, str) else to)}
     for layer, node in nodes.items():
         if not node.meta["val"].is_floating_point():
-            raise ValueError(f"layer {layer!r} holds {node.meta['val'].dtype}: only floating point features can be reconstructed; "
-                             "name a layer behind it")
+            raise ValueError(
+                f"layer {layer!r} holds {node.meta['val'].dtype}: only floating point features can be reconstructed; "
+                "name a layer behind it"
+            )
     return nodes
 
 
@@ -286,8 +343,16 @@ def _maps(graph: Graph, settings: Settings, node: fx.Node) -> tuple[MapCertifica
     found = []
     for step in factors_behind(graph, settings.mode(), [node]):
         if isinstance(step.state, Factor) and step.state.solver != "closed form":
-            found.append(MapCertificate(str(step.node.target).removeprefix("aten."), graph.path(step.node), step.state.solver,
-                                        step.state.damping, step.state.rank, step.state.size))
+            found.append(
+                MapCertificate(
+                    str(step.node.target).removeprefix("aten."),
+                    graph.path(step.node),
+                    step.state.solver,
+                    step.state.damping,
+                    step.state.rank,
+                    step.state.size,
+                )
+            )
     return tuple(found[::-1])
 
 

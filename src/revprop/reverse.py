@@ -45,11 +45,18 @@ class Coverage:
 
     def __str__(self) -> str:
         head = ("operator", "module", "output", "reverse")
-        body = [(op, path or "-", shape, kind + (f": {remedy}" if remedy else "")) for op, path, shape, kind, remedy in self.rows]
+        body = [
+            (op, path or "-", shape, kind + (f": {remedy}" if remedy else ""))
+            for op, path, shape, kind, remedy in self.rows
+        ]
         widths = [max(len(row[i]) for row in [head, *body]) for i in range(3)]
-        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *body]]
+        lines = [
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *body]
+        ]
         good = sum(kind != "no rule" for *_, kind, _ in self.rows)
-        verdict = "everything is covered" if self.covered else 'strategy="global" works on all layers; greedy on those behind'
+        verdict = (
+            "everything is covered" if self.covered else 'strategy="global" works on all layers; greedy on those behind'
+        )
         return "\n".join([*lines, f"{good} of {len(self.rows)} operators covered: {verdict}"])
 
 
@@ -122,8 +129,9 @@ def factors_behind(graph: Graph, mode: Mode, nodes: Iterable[fx.Node]) -> list[S
     return steps
 
 
-def walk(graph: Graph, mode: Mode, recorded: Mapping[fx.Node, Tensor], change: Tensor,
-         to: Sequence[fx.Node]) -> dict[fx.Node, Tensor]:
+def walk(
+    graph: Graph, mode: Mode, recorded: Mapping[fx.Node, Tensor], change: Tensor, to: Sequence[fx.Node]
+) -> dict[fx.Node, Tensor]:
     """Walks a correction of the output back to the given nodes, operator by operator.
 
     Args:
@@ -143,7 +151,9 @@ def walk(graph: Graph, mode: Mode, recorded: Mapping[fx.Node, Tensor], change: T
             if step.node in wanted:
                 found[step.node] = joined
             inputs = [recorded[node] for node in step.inputs]
-            for node, part in zip(step.inputs, mode.step(step.fact, step.state, inputs, recorded[step.node], joined), strict=True):
+            for node, part in zip(
+                step.inputs, mode.step(step.fact, step.state, inputs, recorded[step.node], joined), strict=True
+            ):
                 if node in below:
                     asked.setdefault(node, []).append(part)
         for node in to:
@@ -177,6 +187,10 @@ def _same(old: Tensor, new: Tensor) -> bool:
 
 def _name(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
     value = node.meta.get("val")
-    shape = ", ".join("n" if isinstance(d, torch.SymInt) else str(d) for d in value.shape) if isinstance(value, Tensor) else "several tensors"
+    shape = (
+        ", ".join("n" if isinstance(d, torch.SymInt) else str(d) for d in value.shape)
+        if isinstance(value, Tensor)
+        else "several tensors"
+    )
     name = str(node.target).removeprefix("aten.")
     return name, graph.path(node), f"({shape})"

@@ -90,8 +90,15 @@ class Training:
 Loss = Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]]
 
 
-def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Training, evaluate: Callable[[], float] | None = None,
-        identity: Mapping[str, Any] | None = None, description: str = "training") -> Fitted:
+def fit(
+    module: nn.Module,
+    data: Sequence[Tensor],
+    loss: Loss,
+    training: Training,
+    evaluate: Callable[[], float] | None = None,
+    identity: Mapping[str, Any] | None = None,
+    description: str = "training",
+) -> Fitted:
     """Trains the parameters of ``module`` that require gradients by Adam on shuffled batches of ``data``.
 
     Args:
@@ -124,8 +131,15 @@ def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Trainin
     memory = _StepMemory(module, device)
     n = len(data[0])
     console = Console(stderr=True)
-    with Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn(),
-                  console=console, disable=not (training.progress and console.is_terminal), transient=True) as bar:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (training.progress and console.is_terminal),
+        transient=True,
+    ) as bar:
         task = bar.add_task(description, total=training.epochs, completed=max(len(history) - 1, 0), note="")
         if not history:
             history.append(Epoch(0, {}, evaluate() if evaluate else None, 0.0))
@@ -136,9 +150,11 @@ def fit(module: nn.Module, data: Sequence[Tensor], loss: Loss, training: Trainin
             step = 0
             with _seeded(1_000_003 * training.seed + epoch, device):
                 for step, start in enumerate(range(0, n, training.batch_size), start=1):
-                    rows = order[start:start + training.batch_size]
+                    rows = order[start : start + training.batch_size]
                     batch = tuple(t[rows.to(t.device)].to(device) for t in data)
-                    losses = loss(wrapped, batch) if memory.peak else memory.measure(batch, partial(loss, wrapped, batch))
+                    losses = (
+                        loss(wrapped, batch) if memory.peak else memory.measure(batch, partial(loss, wrapped, batch))
+                    )
                     value = float(losses["loss"].detach())
                     if not math.isfinite(value):
                         raise state.diverged(f"the loss is {value}", step, epoch)
@@ -171,20 +187,28 @@ class _Checkpoint:
     last: str = field(default="")
 
     def _settings(self) -> dict[str, Any]:
-        chosen = {k: v for k, v in asdict(self.training).items() if k in ("batch_size", "learning_rate", "seed", "precision")}
+        chosen = {
+            k: v for k, v in asdict(self.training).items() if k in ("batch_size", "learning_rate", "seed", "precision")
+        }
         return json.loads(json.dumps({**self.identity, **chosen}))
 
     def diverged(self, what: str, step: int, epoch: int) -> TrainingDivergedError:
         kept = f"the last good state is {self.last}" if self.last else "no checkpoint was kept"
-        return TrainingDivergedError(f"{what} at step {step} of epoch {epoch}; {kept}. Lower the learning rate "
-                                     f"({self.training.learning_rate}), or look for extreme values in the targets")
+        return TrainingDivergedError(
+            f"{what} at step {step} of epoch {epoch}; {kept}. Lower the learning rate "
+            f"({self.training.learning_rate}), or look for extreme values in the targets"
+        )
 
     def save(self, history: list[Epoch]) -> None:
         folder = self.training.checkpoint
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"parameter.{name}": p.detach().cpu().contiguous() for name, p in self.module.named_parameters() if p.requires_grad}
+        tensors = {
+            f"parameter.{name}": p.detach().cpu().contiguous()
+            for name, p in self.module.named_parameters()
+            if p.requires_grad
+        }
         tensors |= {f"buffer.{name}": b.detach().cpu().contiguous() for name, b in self.module.named_buffers()}
         for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
             for name, value in self.optimizer.state[parameter].items():
@@ -193,7 +217,9 @@ class _Checkpoint:
         name = f"state-{history[-1].epoch:04d}.safetensors"
         save_file(tensors, folder / f".{name}.part")
         os.replace(folder / f".{name}.part", folder / name)
-        text = json.dumps({"state": name, "settings": self._settings(), "history": [asdict(e) for e in history]}, indent=1)
+        text = json.dumps(
+            {"state": name, "settings": self._settings(), "history": [asdict(e) for e in history]}, indent=1
+        )
         (folder / ".state.json.part").write_text(text)
         os.replace(folder / ".state.json.part", folder / "state.json")
         # what came before, and what a killed run left half-written (safetensors writes to .tmp... first)
@@ -211,14 +237,21 @@ class _Checkpoint:
         except ValueError as error:
             raise ValueError(f"{folder / 'state.json'} is damaged ({error}); delete {folder} to start anew") from error
         if stored["settings"] != self._settings():
-            differ = sorted(k for k in {*stored["settings"], *self._settings()}
-                            if stored["settings"].get(k) != self._settings().get(k))
-            raise ValueError(f"{folder} holds the checkpoint of other settings ({', '.join(differ)} differ); "
-                             "choose another folder, or delete it to start anew")
+            differ = sorted(
+                k
+                for k in {*stored["settings"], *self._settings()}
+                if stored["settings"].get(k) != self._settings().get(k)
+            )
+            raise ValueError(
+                f"{folder} holds the checkpoint of other settings ({', '.join(differ)} differ); "
+                "choose another folder, or delete it to start anew"
+            )
         try:
             opened = safe_open(folder / stored["state"], framework="pt")
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{folder / stored['state']} is no whole checkpoint ({error}); delete {folder} to start anew") from error
+            raise ValueError(
+                f"{folder / stored['state']} is no whole checkpoint ({error}); delete {folder} to start anew"
+            ) from error
         with opened as file, torch.no_grad():
             for name, parameter in self.module.named_parameters():
                 if parameter.requires_grad:
@@ -229,13 +262,18 @@ class _Checkpoint:
                 found = [k for k in file.keys() if k.startswith(f"optimizer.{i}.")]  # noqa: SIM118 (no mapping)
                 # Adam keeps its step count on the CPU whatever the device
                 self.optimizer.state[parameter] = {
-                    k.rpartition(".")[2]: file.get_tensor(k) if k.endswith(".step") else file.get_tensor(k).to(parameter.device)
-                    for k in found}
+                    k.rpartition(".")[2]: file.get_tensor(k)
+                    if k.endswith(".step")
+                    else file.get_tensor(k).to(parameter.device)
+                    for k in found
+                }
             self.generator.set_state(file.get_tensor("generator"))
         self.last = str(folder / stored["state"])
         history = [Epoch(**e) for e in stored["history"]]
         if len(history) - 1 > self.training.epochs:
-            raise ValueError(f"{folder} has trained {len(history) - 1} epochs already, more than the {self.training.epochs} asked for")
+            raise ValueError(
+                f"{folder} has trained {len(history) - 1} epochs already, more than the {self.training.epochs} asked for"
+            )
         return history
 
 
@@ -252,8 +290,13 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def train_baseline(model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor] | None, training: Training,
-                   identity: Mapping[str, Any] | None = None) -> list[Epoch]:
+def train_baseline(
+    model: nn.Module,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor] | None,
+    training: Training,
+    identity: Mapping[str, Any] | None = None,
+) -> list[Epoch]:
     """Trains a whole classifier, in place, by cross entropy: the baselines that post-training starts from.
 
     Args:
@@ -269,6 +312,7 @@ def train_baseline(model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[T
     >>> len(train_baseline(nn.Linear(4, 3), (x, y), (x, y), Training(epochs=1, device="cpu")))
     2
     """
+
     def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         module.train()
         return {"loss": nn.functional.cross_entropy(module(batch[0]), batch[1])}

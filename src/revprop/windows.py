@@ -26,8 +26,16 @@ class Windows:
         ceil_mode: as in torch.
     """
 
-    def __init__(self, size: Sequence[int], out: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
-                 padding: Sequence[int], dilation: Sequence[int], ceil_mode: bool = False) -> None:
+    def __init__(
+        self,
+        size: Sequence[int],
+        out: Sequence[int],
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        ceil_mode: bool = False,
+    ) -> None:
         self.size, self.out = tuple(size), tuple(out)
         self.kernel, self.stride = tuple(kernel), tuple(stride)
         self.padding, self.dilation, self.ceil_mode = tuple(padding), tuple(dilation), ceil_mode
@@ -36,8 +44,10 @@ class Windows:
     @cached_property
     def index(self) -> Tensor:
         """(windows, window size): flat input positions; the number of positions stands for padding."""
-        axes = [torch.arange(o).view(-1, 1) * s - p + torch.arange(k) * d for o, k, s, p, d in
-                zip(self.out, self.kernel, self.stride, self.padding, self.dilation, strict=True)]
+        axes = [
+            torch.arange(o).view(-1, 1) * s - p + torch.arange(k) * d
+            for o, k, s, p, d in zip(self.out, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        ]
         flat, outside = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.bool)
         for axis, size in zip(axes, self.size, strict=True):
             flat = (flat[:, None, :, None] * size + axis[None, :, None, :].clamp(0, size - 1)).flatten(2).flatten(0, 1)
@@ -73,7 +83,9 @@ class Windows:
         """(n, c, *size) -> (n, c, windows): flat position of the largest entry of each window (the first of equals)."""
         if x.numel() == 0:
             return torch.zeros(*x.shape[:2], len(self.index), dtype=torch.long, device=x.device)
-        _, found = _MAX_POOL[len(self.size)](x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, True)
+        _, found = _MAX_POOL[len(self.size)](
+            x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, True
+        )
         return found.flatten(2)
 
     def spread(self, z: Tensor, fill: float) -> Tensor:
@@ -119,7 +131,9 @@ class Windows:
         for view in views:  # the smallest target among the windows around each position
             cap[view].clamp_(max=target)
         values[inside] = torch.minimum(x, cap[inside])
-        pooled = _MAX_POOL[len(self.size)](values[inside], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
+        pooled = _MAX_POOL[len(self.size)](
+            values[inside], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
+        )
         wanting = pooled < target
         best, choice = torch.full_like(target, -math.inf), torch.full_like(target, -1, dtype=torch.int16)
         for j, view in enumerate(views):
@@ -148,11 +162,15 @@ class Windows:
     def _offsets(self) -> Iterator[tuple[slice, ...]]:
         """For each entry of a window, where it lies in the padded image for all windows at once."""
         for offset in itertools.product(*(range(k) for k in self.kernel)):
-            yield tuple(slice(i * d, i * d + (o - 1) * s + 1, s) for i, o, s, d in
-                        zip(offset, self.out, self.stride, self.dilation, strict=True))
+            yield tuple(
+                slice(i * d, i * d + (o - 1) * s + 1, s)
+                for i, o, s, d in zip(offset, self.out, self.stride, self.dilation, strict=True)
+            )
 
     def _padded(self, like: Tensor) -> Tensor:
-        reach = [(o - 1) * s + d * (k - 1) + 1 for o, k, s, d in
-                 zip(self.out, self.kernel, self.stride, self.dilation, strict=True)]
+        reach = [
+            (o - 1) * s + d * (k - 1) + 1
+            for o, k, s, d in zip(self.out, self.kernel, self.stride, self.dilation, strict=True)
+        ]
         room = [max(r, size + p) for r, size, p in zip(reach, self.size, self.padding, strict=True)]
         return like.new_full((*like.shape[:2], *room), -math.inf)

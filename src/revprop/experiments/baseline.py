@@ -62,8 +62,9 @@ def build_network(spec: str, seed: int) -> nn.Module:
         return load_network(spec)
 
 
-def load_baseline(baseline: Baseline, data: Data, folder: Path, device: str = "auto",
-                  progress: bool = False) -> tuple[nn.Module, float, dict[str, Any]]:
+def load_baseline(
+    baseline: Baseline, data: Data, folder: Path, device: str = "auto", progress: bool = False
+) -> tuple[nn.Module, float, dict[str, Any]]:
     """The trained baseline: from ``folder`` where it is, else trained now and kept there.
 
     Returns:
@@ -75,12 +76,22 @@ def load_baseline(baseline: Baseline, data: Data, folder: Path, device: str = "a
     model = build_network(baseline.network, baseline.seed)
 
     def train(_: object) -> dict[str, Any]:
-        training = Training(baseline.epochs, baseline.batch_size, baseline.learning_rate, baseline.seed, device,
-                            checkpoint=folder / "baselines" / store.key(settings), progress=progress)
+        training = Training(
+            baseline.epochs,
+            baseline.batch_size,
+            baseline.learning_rate,
+            baseline.seed,
+            device,
+            checkpoint=folder / "baselines" / store.key(settings),
+            progress=progress,
+        )
         history = train_baseline(model, data.train, data.test, training, settings)
         save_weights(model, weights)
-        return {"accuracy": history[-1].accuracy, "parameters": sum(p.numel() for p in model.parameters()),
-                "history": [_flat(asdict(e)) for e in history]}
+        return {
+            "accuracy": history[-1].accuracy,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "history": [_flat(asdict(e)) for e in history],
+        }
 
     row = store.run(settings, train)
     load_weights(model, weights)
@@ -90,11 +101,17 @@ def load_baseline(baseline: Baseline, data: Data, folder: Path, device: str = "a
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes a state dict as safetensors, in one step; a tensor that two modules share is written for each."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}, path.with_suffix(".part"))
+    save_file(
+        {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}, path.with_suffix(".part")
+    )
     path.with_suffix(".part").replace(path)
 
 
 def _flat(epoch: dict[str, Any]) -> dict[str, Any]:
     losses = epoch.pop("losses")
-    return {**epoch, "loss": losses.get("loss"), "classification_loss": losses.get("classification"),
-            "reconstruction_loss": losses.get("reconstruction")}
+    return {
+        **epoch,
+        "loss": losses.get("loss"),
+        "classification_loss": losses.get("classification"),
+        "reconstruction_loss": losses.get("reconstruction"),
+    }

@@ -25,14 +25,20 @@ class Demo:
     fr: Reconstruct = Reconstruct(strategy="global", rules="nearest")
 
 
-def run(demo: Demo, folder: Path, device: str = "cpu", report: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
+def run(
+    demo: Demo, folder: Path, device: str = "cpu", report: Callable[[str], None] = lambda line: None
+) -> list[dict[str, Any]]:
     """Runs what has no row yet; the diagnosis's row first, then the post-training rows."""
     data = Data.load(demo.baseline.data)
     model, accuracy, _ = load_baseline(demo.baseline, data, folder, device, progress=True)
     report(f"baseline: {100 * accuracy:.2f} % of {len(data.test[1])} test digits right")
     graph = trace(model, data.train[0][:2])
-    about = {"data": demo.baseline.data, "network": demo.baseline.network, "seed": demo.baseline.seed,
-             "epochs": demo.baseline.epochs}
+    about = {
+        "data": demo.baseline.data,
+        "network": demo.baseline.network,
+        "seed": demo.baseline.seed,
+        "epochs": demo.baseline.epochs,
+    }
     diagnosis = diagnosis_run.run(graph, data.test, about, folder)
     grid = PostTrainingGrid(demo.baseline, demo.alpha, demo.epochs, (demo.baseline.seed,), fr=(demo.fr,))
     return [diagnosis, *post_training_grid.run(grid, folder, device, report)]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from revprop.diagnosis import blocks
 from revprop.experiments.baseline import Baseline, Data, _flat, load_baseline
 from revprop.graph import trace
-from revprop.post_training import post_train
+from revprop.post_training import PostTraining, post_train
 from revprop.runs import RunStore
 
-__all__ = ["PostTrainingGrid", "Reconstruct", "pairs", "run"]
+__all__ = ["PostTrainingGrid", "Reconstruct", "pairs", "post_training_row", "run"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ def pairs(layers: Sequence[str]) -> Iterator[tuple[int, int, str, str]]:
             yield start, stop, names[start], names[stop]
 
 
-def run(grid: PostTrainingGrid, folder: Path, device: str = "auto",
-        report: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
+def run(
+    grid: PostTrainingGrid, folder: Path, device: str = "auto", report: Callable[[str], None] = lambda line: None
+) -> list[dict[str, Any]]:
     """Runs the grid's cells that have no row yet, and returns all its rows.
 
     Args:
@@ -86,25 +88,60 @@ def run(grid: PostTrainingGrid, folder: Path, device: str = "auto",
         for l_start, l_stop, start, stop in chosen:
             options: list[tuple[str, Reconstruct | None]] = [("bp", None)] if grid.bp else []
             for method, reconstruct in [*options, *(("fr", r) for r in grid.fr)]:
-                settings = {"kind": "post-training", "data": baseline.data, "network": baseline.network, "start": start,
-                            "stop": stop, "method": method, "epochs": grid.epochs, "seed": seed, "reduced": grid.reduced,
-                            "baseline_epochs": baseline.epochs, "batch_size": baseline.batch_size,
-                            **({"alpha": grid.alpha, **asdict(reconstruct)} if reconstruct is not None else {})}
+                settings = {
+                    "kind": "post-training",
+                    "data": baseline.data,
+                    "network": baseline.network,
+                    "start": start,
+                    "stop": stop,
+                    "method": method,
+                    "epochs": grid.epochs,
+                    "seed": seed,
+                    "reduced": grid.reduced,
+                    "baseline_epochs": baseline.epochs,
+                    "batch_size": baseline.batch_size,
+                    **({"alpha": grid.alpha, **asdict(reconstruct)} if reconstruct is not None else {}),
+                }
 
-                def cell(_: object, method: str = method, start: str = start, stop: str = stop, l_start: int = l_start,
-                         l_stop: int = l_stop, reconstruct: Reconstruct | None = reconstruct) -> dict[str, Any]:
-                    result = post_train(graph, data.train, start, stop, method=method,  # type: ignore[arg-type]
-                                        alpha=grid.alpha, epochs=grid.epochs, validation=data.test, seed=seed, device=device,
-                                        batch_size=baseline.batch_size, **(asdict(reconstruct) if reconstruct else {}))
-                    return {"l_start": l_start, "l_stop": l_stop, "parameters": result.parameters,
-                            "peak_memory_bytes": result.peak_memory, "seconds": result.seconds,
-                            "target_seconds": result.target_seconds, "baseline_accuracy": accuracy,
-                            "history": [_flat(asdict(e)) for e in result.history]}
-
-                row = store.run(settings, cell)
+                train = partial(
+                    post_train,
+                    graph,
+                    data.train,
+                    start,
+                    stop,
+                    method=method,  # type: ignore[arg-type]
+                    alpha=grid.alpha,
+                    epochs=grid.epochs,
+                    validation=data.test,
+                    seed=seed,
+                    device=device,
+                    batch_size=baseline.batch_size,
+                    **(asdict(reconstruct) if reconstruct else {}),
+                )
+                row = store.run(settings, partial(_run_cell, train, l_start, l_stop))
                 found.append(row)
                 done += 1
                 last = row["history"][-1]
-                report(f"seed {seed}, {done}/{total}: {method.upper()} ({l_start}, {l_stop}) {100 * last['accuracy']:.2f} % "
-                       f"after {last['epoch']} epochs, {row['seconds']:.1f} s")
+                report(
+                    f"seed {seed}, {done}/{total}: {method.upper()} ({l_start}, {l_stop}) {100 * last['accuracy']:.2f} % "
+                    f"after {last['epoch']} epochs, {row['seconds']:.1f} s"
+                )
     return found
+
+
+def post_training_row(result: PostTraining, l_start: int, l_stop: int) -> dict[str, Any]:
+    """What is stored of one post-training, (lS, lR) being the numbers of its layers."""
+    return {
+        "l_start": l_start,
+        "l_stop": l_stop,
+        "parameters": result.parameters,
+        "peak_memory_bytes": result.peak_memory,
+        "seconds": result.seconds,
+        "target_seconds": result.target_seconds,
+        "baseline_accuracy": result.history[0].accuracy,
+        "history": [_flat(asdict(e)) for e in result.history],
+    }
+
+
+def _run_cell(train: Callable[[], PostTraining], l_start: int, l_stop: int, _: object) -> dict[str, Any]:
+    return post_training_row(train(), l_start, l_stop)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from revprop.diagnosis import blocks
-from revprop.experiments.baseline import Data, _flat, save_weights
-from revprop.experiments.post_training_grid import Reconstruct
+from revprop.experiments.baseline import Data, save_weights
+from revprop.experiments.post_training_grid import Reconstruct, post_training_row
 from revprop.graph import trace
 from revprop.post_training import post_train
 from revprop.runs import RunStore
@@ -47,16 +47,28 @@ def run(settings: PostTrainingRun, model: nn.Module, data: Data, folder: Path, d
     def train(_: object) -> dict[str, Any]:
         graph = trace(model, data.train[0][:2])
         names = ["input", *blocks(graph)]
-        result = post_train(graph, data.train, settings.start, settings.stop, method=settings.method,  # type: ignore[arg-type]
-                            alpha=settings.alpha, epochs=settings.epochs, validation=data.test, seed=settings.seed,
-                            device=device, checkpoint=folder / "checkpoints" / name, progress=True,
-                            **(asdict(settings.way) if settings.method == "fr" else {}))
-        weights = folder / f"{settings.network.replace(':', '.')}-{settings.method}-{settings.start}-{settings.stop}-{name}.safetensors"
+        result = post_train(
+            graph,
+            data.train,
+            settings.start,
+            settings.stop,
+            method=settings.method,  # type: ignore[arg-type]
+            alpha=settings.alpha,
+            epochs=settings.epochs,
+            validation=data.test,
+            seed=settings.seed,
+            device=device,
+            checkpoint=folder / "checkpoints" / name,
+            progress=True,
+            **(asdict(settings.way) if settings.method == "fr" else {}),
+        )
+        weights = (
+            folder
+            / f"{settings.network.replace(':', '.')}-{settings.method}-{settings.start}-{settings.stop}-{name}.safetensors"
+        )
         save_weights(result.model, weights)
-        return {"l_start": names.index(settings.start) if settings.start in names else 0,
-                "l_stop": names.index(settings.stop) if settings.stop in names else len(names) - 1,
-                "parameters": result.parameters, "peak_memory_bytes": result.peak_memory, "seconds": result.seconds,
-                "target_seconds": result.target_seconds, "baseline_accuracy": result.history[0].accuracy,
-                "weights": str(weights), "history": [_flat(asdict(e)) for e in result.history]}
+        l_start = names.index(settings.start) if settings.start in names else 0
+        l_stop = names.index(settings.stop) if settings.stop in names else len(names) - 1
+        return {**post_training_row(result, l_start, l_stop), "weights": str(weights)}
 
     return store.run(key, train)

@@ -47,12 +47,21 @@ class ReconstructionQuality:
 
 GREEDY = Settings(strategy="greedy")
 CIFAR10 = ReconstructionQuality(
-    "cifar10", "cifar10-jpeg", samples=4000, split="train",
-    ways=(replace(GREEDY, rules="paper"), replace(GREEDY, damping=0.0), GREEDY, Settings()))
+    "cifar10",
+    "cifar10-jpeg",
+    samples=4000,
+    split="train",
+    ways=(replace(GREEDY, rules="paper"), replace(GREEDY, damping=0.0), GREEDY, Settings()),
+)
 RESNET20 = ReconstructionQuality(
-    "resnet20", "cifar10-lossless", weights="checkpoints/cifar10_resnet20.safetensors", samples=400,
+    "resnet20",
+    "cifar10-lossless",
+    weights="checkpoints/cifar10_resnet20.safetensors",
+    samples=400,
     layers=("layer3.1.conv1", "layer2.2", "layer2.1.conv1", "layer1.2", "layer1.1.conv1", "conv1"),
-    ways=(GREEDY, replace(GREEDY, damping=0.001), Settings()), wanted=("true", "other"))
+    ways=(GREEDY, replace(GREEDY, damping=0.001), Settings()),
+    wanted=("true", "other"),
+)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -66,8 +75,13 @@ def other_labels(labels: Tensor, classes: int, seed: int) -> Tensor:
     return (labels + torch.randint(1, classes, labels.shape, generator=generator)) % classes
 
 
-def run(settings: ReconstructionQuality, folder: Path, data_root: Path, device: str = "auto",
-        report: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
+def run(
+    settings: ReconstructionQuality,
+    folder: Path,
+    data_root: Path,
+    device: str = "auto",
+    report: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
     """One row per (way, wanted labels, layer): share of labels reached, deviation, seconds; finished rows are kept."""
     graph, x, labels, accuracy = _network(settings, folder, data_root, device)
     store = RunStore(folder / "rows")
@@ -76,39 +90,65 @@ def run(settings: ReconstructionQuality, folder: Path, data_root: Path, device: 
     for wanted in settings.wanted:
         goal = labels if wanted == "true" else other_labels(labels, graph.shape(graph.output)[-1], settings.seed)
         for way in settings.ways:
-            key = {"kind": "reconstruction", **{k: v for k, v in asdict(settings).items() if k not in ("ways", "wanted", "layers")},
-                   "way": asdict(way), "wanted": wanted, "layers": list(layers)}
+            key = {
+                "kind": "reconstruction",
+                **{k: v for k, v in asdict(settings).items() if k not in ("ways", "wanted", "layers")},
+                "way": asdict(way),
+                "wanted": wanted,
+                "layers": list(layers),
+            }
 
             def measure(_: object, way: Settings = way, goal: Tensor = goal) -> dict[str, Any]:
                 began = time.perf_counter()
                 result = diagnose(graph, zip(x.split(256), goal.split(256), strict=True), layers, way)
                 seconds = time.perf_counter() - began
                 wrong = bool(result.wrong.any())
-                return {"accuracy": accuracy, "seconds": seconds, "layers": [
-                    {"layer": d.layer, "reached": float(d.reached.double().mean()), "deviation": float(d.deviation.double().mean()),
-                     "deviation_wrong": float(d.deviation[result.wrong].double().mean()) if wrong else 0.0,
-                     "steps": float(d.steps[result.wrong].double().mean()) if wrong and d.steps is not None else None,
-                     "most_steps": None if d.steps is None else int(d.steps.max())} for d in result.layers]}
+                return {
+                    "accuracy": accuracy,
+                    "seconds": seconds,
+                    "layers": [
+                        {
+                            "layer": d.layer,
+                            "reached": float(d.reached.double().mean()),
+                            "deviation": float(d.deviation.double().mean()),
+                            "deviation_wrong": float(d.deviation[result.wrong].double().mean()) if wrong else 0.0,
+                            "steps": float(d.steps[result.wrong].double().mean())
+                            if wrong and d.steps is not None
+                            else None,
+                            "most_steps": None if d.steps is None else int(d.steps.max()),
+                        }
+                        for d in result.layers
+                    ],
+                }
 
             row = store.run(key, measure)
             found.append(row)
             name = f"{way.strategy}, {way.rules}" + (f", damping {way.damping:g}" if way.strategy == "greedy" else "")
-            report(f"{wanted} labels, {name}: " + ", ".join(
-                f"{d['layer']} {100 * d['reached']:.1f} % / {d['deviation']:.4f}" for d in row["layers"]))
+            report(
+                f"{wanted} labels, {name}: "
+                + ", ".join(f"{d['layer']} {100 * d['reached']:.1f} % / {d['deviation']:.4f}" for d in row["layers"])
+            )
     return found
 
 
-def _network(settings: ReconstructionQuality, folder: Path, data_root: Path, device: str) -> tuple[Graph, Tensor, Tensor, float]:
+def _network(
+    settings: ReconstructionQuality, folder: Path, data_root: Path, device: str
+) -> tuple[Graph, Tensor, Tensor, float]:
     if settings.weights:
         model = build_network(settings.network, settings.seed)
         load_weights(model, data_root / settings.weights)
         images = getattr(load_data(settings.data), settings.split)
-        x, labels = images.scaled(IMAGENET_MEAN, IMAGENET_STD)[:settings.samples], images.labels[:settings.samples]
+        x, labels = images.scaled(IMAGENET_MEAN, IMAGENET_STD)[: settings.samples], images.labels[: settings.samples]
     else:
         data = Data.load(settings.data, cache=folder / "cache.npz")
-        model, _, _ = load_baseline(Baseline(settings.network, settings.data, settings.epochs, seed=settings.seed), data, folder,
-                                    device, progress=True)
-        x, labels = (part[:settings.samples] for part in getattr(data, settings.split))
+        model, _, _ = load_baseline(
+            Baseline(settings.network, settings.data, settings.epochs, seed=settings.seed),
+            data,
+            folder,
+            device,
+            progress=True,
+        )
+        x, labels = (part[: settings.samples] for part in getattr(data, settings.split))
     graph = trace(model.eval(), x[:2])
     with torch.no_grad():
         right = sum(int((graph(a).argmax(1) == b).sum()) for a, b in zip(x.split(256), labels.split(256), strict=True))

@@ -133,8 +133,10 @@ def group_runs(rows: Sequence[Row]) -> list[RunGroup]:
         names = sorted({key for member in members for key in member})
         varying = [name for name in names if len({json.dumps(member.get(name)) for member in members}) > 1]
         for member, same in zip(members, variants.values(), strict=True):
-            variant = ", ".join(_value(member.get(name)) if name in SPEAKING else f"{name}={_value(member.get(name))}"
-                                for name in varying)
+            variant = ", ".join(
+                _value(member.get(name)) if name in SPEAKING else f"{name}={_value(member.get(name))}"
+                for name in varying
+            )
             groups.append(RunGroup(method, l_start, l_stop, variant, tuple(same)))
     return groups
 

@@ -34,11 +34,15 @@ def write_report(folder: Path, path: Path | None = None, title: str = "Running a
     """
     rows = RunStore(folder / "rows").rows()
     if not rows:
-        raise ValueError(f"no finished run in {folder / 'rows'}: run revprop demo, diagnose, post-train or reproduce first")
+        raise ValueError(
+            f"no finished run in {folder / 'rows'}: run revprop demo, diagnose, post-train or reproduce first"
+        )
     baselines = RunStore(folder / "baselines").rows()
     sections = [*_diagnoses(rows), *_reconstructions(rows), *_post_trainings(rows), _provenance([*baselines, *rows])]
-    lead = ("revprop asks what each layer of a trained network should have produced for the right label, shows how far its "
-            "features are from that, and trains single modules towards it.")
+    lead = (
+        "revprop asks what each layer of a trained network should have produced for the right label, shows how far its "
+        "features are from that, and trains single modules towards it."
+    )
     return write_page(path or folder / "report.html", title, lead, sections)
 
 
@@ -75,7 +79,9 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
         ValueError: the folder holds no finished run.
     """
     rows = RunStore(folder / "rows").rows()
-    figures = [(section, figure) for section in [*_diagnoses(rows), *_post_trainings(rows)] for figure in section.figures]
+    figures = [
+        (section, figure) for section in [*_diagnoses(rows), *_post_trainings(rows)] for figure in section.figures
+    ]
     if not figures:
         raise ValueError(f"no figure to draw from {folder / 'rows'}: run revprop demo, diagnose or post-train first")
     written = []
@@ -110,17 +116,26 @@ def reconstruction_table(rows: Sequence[Row]) -> Table:
     lines: list[list[str | float | None]] = []
     for row in rows:
         way = row["settings"]["way"]
-        name = f"{way['strategy']}, {way['rules']} rules" + (f", damping {way['damping']:g}" if way["strategy"] == "greedy"
-                                                             and way["rules"] == "nearest" else "")
+        name = f"{way['strategy']}, {way['rules']} rules" + (
+            f", damping {way['damping']:g}" if way["strategy"] == "greedy" and way["rules"] == "nearest" else ""
+        )
         name += f", margin {way['margin']:g}" if way["margin"] else ""
         cells = {d["layer"]: f"{100 * d['reached']:.1f} / {d['deviation']:.4f}" for d in row["layers"]}
-        lines.append([row["settings"]["wanted"], name, *(cells.get(layer) for layer in layers), f"{row['seconds']:.1f}"])
+        lines.append(
+            [row["settings"]["wanted"], name, *(cells.get(layer) for layer in layers), f"{row['seconds']:.1f}"]
+        )
     settings = rows[0]["settings"]
-    note = (f"Label reached in % / mean deviation |wanted - recorded| / |recorded| over all {settings['samples']} samples "
-            f"({settings['split']} set); the network itself gets {100 * rows[0]['accuracy']:.1f} % of them right. A tie with the "
-            "label counts as reached. Seconds for all layers, the check included.")
-    return Table(f"Reconstructed features of {settings['network']} on {settings['data']}",
-                 ["labels wanted", "way", *layers, "seconds"], lines, note)
+    note = (
+        f"Label reached in % / mean deviation |wanted - recorded| / |recorded| over all {settings['samples']} samples "
+        f"({settings['split']} set); the network itself gets {100 * rows[0]['accuracy']:.1f} % of them right. A tie with the "
+        "label counts as reached. Seconds for all layers, the check included."
+    )
+    return Table(
+        f"Reconstructed features of {settings['network']} on {settings['data']}",
+        ["labels wanted", "way", *layers, "seconds"],
+        lines,
+        note,
+    )
 
 
 def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -129,8 +144,10 @@ def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
         if row["settings"].get("kind") == "post-training":
             groups.setdefault((row["settings"]["network"], row["settings"]["data"]), []).append(row)
     order = {"bp": 0, "fr": 1}
-    return {key: sorted(group, key=lambda r: (r["l_stop"], r["l_start"], order[r["settings"]["method"]]))
-            for key, group in groups.items()}
+    return {
+        key: sorted(group, key=lambda r: (r["l_stop"], r["l_start"], order[r["settings"]["method"]]))
+        for key, group in groups.items()
+    }
 
 
 def _epochs(rows: Sequence[Row]) -> tuple[int, ...]:
@@ -146,12 +163,18 @@ def _published(rows: Sequence[Row]) -> Mapping[tuple[str, int, int], Sequence[fl
 
 
 def _post_trainings(rows: Sequence[Row]) -> list[Section]:
-    return [Section(
-        f"Post-training {network} on {data}", "Each line trains the layers (lS, lR] of the same baseline, everything else frozen: "
-        "BP by the classification loss alone, FR by classification and the distance to the wanted features of layer lR.",
-        tables=(post_training_table(group, _epochs(group), _published(group)),), figures=(accuracy_curves(group),),
-        reading="The dashed line is the baseline. Bold is the best of a column; differences of a few tenths of a percent are "
-        "within the noise of one run.") for (network, data), group in _grouped(rows).items()]
+    return [
+        Section(
+            f"Post-training {network} on {data}",
+            "Each line trains the layers (lS, lR] of the same baseline, everything else frozen: "
+            "BP by the classification loss alone, FR by classification and the distance to the wanted features of layer lR.",
+            tables=(post_training_table(group, _epochs(group), _published(group)),),
+            figures=(accuracy_curves(group),),
+            reading="The dashed line is the baseline. Bold is the best of a column; differences of a few tenths of a percent are "
+            "within the noise of one run.",
+        )
+        for (network, data), group in _grouped(rows).items()
+    ]
 
 
 def _diagnoses(rows: Sequence[Row]) -> list[Section]:
@@ -161,16 +184,23 @@ def _diagnoses(rows: Sequence[Row]) -> list[Section]:
             continue
         layers = [{**layer, "active": row["wrong"]} for layer in row["layers"]]
         name = f"{row['settings']['network']} on {row['settings']['data']}"
-        maps = {layer["layer"]: np.asarray(layer["maps"]) for layer in row["layers"] if np.asarray(layer["maps"]).ndim in (1, 3)}
-        sections.append(Section(
-            f"Where {name} departs from its labels",
-            f"{100 * row['accuracy']:.2f} % of {row['samples']} samples are right. For every layer: the nearest features that give "
-            f"the label ({row['settings']['way']['strategy']} strategy), and how far the network's own are from them.",
-            tables=(diagnosis_table(layers),),
-            figures=(deviation_bars(layers), *((discrepancy_maps(maps, "Mean over all samples"),) if maps else ())),
-            reading="Samples the network gets right need no change, so the deviation over all samples is small; a layer whose "
-            "wrong samples deviate little is one where a small repair is enough. Bright places in the maps are where the "
-            "recorded and the wanted features differ most."))
+        maps = {
+            layer["layer"]: np.asarray(layer["maps"])
+            for layer in row["layers"]
+            if np.asarray(layer["maps"]).ndim in (1, 3)
+        }
+        sections.append(
+            Section(
+                f"Where {name} departs from its labels",
+                f"{100 * row['accuracy']:.2f} % of {row['samples']} samples are right. For every layer: the nearest "
+                f"features that give the label ({row['settings']['way']['strategy']} strategy), and how far its own are from them.",
+                tables=(diagnosis_table(layers),),
+                figures=(deviation_bars(layers), *((discrepancy_maps(maps, "Mean over all samples"),) if maps else ())),
+                reading="Samples the network gets right need no change, so the deviation over all samples is small; a layer whose "
+                "wrong samples deviate little is one where a small repair is enough. Bright places in the maps are where the "
+                "recorded and the wanted features differ most.",
+            )
+        )
     return sections
 
 
@@ -179,9 +209,15 @@ def _reconstructions(rows: Sequence[Row]) -> list[Section]:
     for row in rows:
         if row["settings"].get("kind") == "reconstruction":
             groups.setdefault((row["settings"]["network"], row["settings"]["data"]), []).append(row)
-    return [Section(f"Reconstruction quality: {network} on {data}", "", tables=(reconstruction_table(group),),
-                    reading="A truer way reaches more labels; a nearer one changes the features less.")
-            for (network, data), group in groups.items()]
+    return [
+        Section(
+            f"Reconstruction quality: {network} on {data}",
+            "",
+            tables=(reconstruction_table(group),),
+            reading="A truer way reaches more labels; a nearer one changes the features less.",
+        )
+        for (network, data), group in groups.items()
+    ]
 
 
 def _provenance(rows: Sequence[Row]) -> Section:
@@ -189,8 +225,12 @@ def _provenance(rows: Sequence[Row]) -> Section:
     for row in rows:
         seen.setdefault("commit", set()).add(str(row.get("commit")))
         machine = row.get("machine", {})
-        seen.setdefault("machine", set()).add(f"{machine.get('processor')}, {machine.get('cores')} cores, "
-                                              f"{machine.get('memory_gib')} GiB, {machine.get('system')}")
+        seen.setdefault("machine", set()).add(
+            f"{machine.get('processor')}, {machine.get('cores')} cores, "
+            f"{machine.get('memory_gib')} GiB, {machine.get('system')}"
+        )
         seen.setdefault("versions", set()).add(", ".join(f"{k} {v}" for k, v in row.get("versions", {}).items()))
     lines: list[list[str | float | None]] = [[key, "; ".join(sorted(values))] for key, values in seen.items()]
-    return Section("How this was made", f"{len(rows)} finished runs.", tables=(Table("Provenance", ["what", "value"], lines),))
+    return Section(
+        "How this was made", f"{len(rows)} finished runs.", tables=(Table("Provenance", ["what", "value"], lines),)
+    )

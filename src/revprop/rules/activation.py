@@ -14,8 +14,12 @@ from revprop.rules.registry import Call, Fact, Pointwise, Refusal, rule
 aten = torch.ops.aten
 
 
-def bijection(function: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor],
-              low: float = -math.inf, high: float = math.inf) -> Pointwise:
+def bijection(
+    function: Callable[[Tensor], Tensor],
+    inverse: Callable[[Tensor], Tensor],
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Pointwise:
     """A strictly increasing function onto the open interval (low, high)."""
     return Pointwise(function, lambda value, recorded: inverse(value), (low, high))
 

@@ -10,8 +10,14 @@ from revprop.rules.registry import Call, Fact, Linear, as_tuple, rule
 aten = torch.ops.aten
 
 
-@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
-      aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+@rule(
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.conv1d.padding,
+    aten.conv2d.padding,
+    aten.conv3d.padding,
+)
 def conv(call: Call) -> Fact:
     """``z = K * a + b`` (a cross-correlation, as in torch), zero padding."""
     node = call.only()
@@ -37,5 +43,15 @@ def conv_transpose(call: Call) -> Fact:
     dims = weight.dim() - 2
     # output padding adds positions behind that the described convolution does not see; the sizes say which
     padding = tuple((p, p) for p in as_tuple(call["padding"], dims))
-    return Linear(Convolution(weight, call.shape, call.graph.shape(node), as_tuple(call["stride"], dims), padding,
-                              as_tuple(call["dilation"], dims), call["groups"], transposed=True))
+    return Linear(
+        Convolution(
+            weight,
+            call.shape,
+            call.graph.shape(node),
+            as_tuple(call["stride"], dims),
+            padding,
+            as_tuple(call["dilation"], dims),
+            call["groups"],
+            transposed=True,
+        )
+    )

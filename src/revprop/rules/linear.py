@@ -41,5 +41,7 @@ def matmul(call: Call) -> Fact:
         return Linear(Dense(matrix.mT))
     matrix = call.constant(left)
     if matrix is None or matrix.dim() != 2 or len(call.shape_of(right)) < 2:
-        raise Refusal('a constant on the left of a batch needs two dimensions, and the activation three; use strategy="global"')
+        raise Refusal(
+            'a constant on the left of a batch needs two dimensions, and the activation three; use strategy="global"'
+        )
     return Linear(Separable({-2: matrix}))

@@ -83,7 +83,7 @@ def _scaled(call: Call, node: fx.Node, scale: Tensor) -> LinearMap:
     shape = call.graph.shape(node)
     if scale.dim() > len(call.shape) and scale.shape[0] != 1:
         raise Refusal('a constant with a batch dimension of its own; use strategy="global"')
-    scale = scale.reshape(scale.shape[scale.dim() - len(call.shape):]) if scale.dim() > len(call.shape) else scale
+    scale = scale.reshape(scale.shape[scale.dim() - len(call.shape) :]) if scale.dim() > len(call.shape) else scale
     if shape == call.shape:
         if scale.numel() == 1:
             factor = float(scale)

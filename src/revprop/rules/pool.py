@@ -22,7 +22,9 @@ def _image(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
     call.only()
     dims = int(re.findall(r"pool([123])d", str(call.node.target))[0])
     if len(call.shape) != dims + 1:
-        raise Refusal(f'it pools an image without channels: give it {dims + 2} dimensions (unsqueeze), or use strategy="global"')
+        raise Refusal(
+            f'it pools an image without channels: give it {dims + 2} dimensions (unsqueeze), or use strategy="global"'
+        )
     return call.shape_of()[1:], call.shape[1:]
 
 
@@ -32,8 +34,17 @@ def max_pool(call: Call) -> Fact:
     dims = len(size)
     kernel = as_tuple(call["kernel_size"], dims)
     stride = as_tuple(call["stride"], dims) if call["stride"] else kernel
-    return Selection(Windows(size, out, kernel, stride, as_tuple(call["padding"], dims), as_tuple(call["dilation"], dims),
-                             bool(call["ceil_mode"])))
+    return Selection(
+        Windows(
+            size,
+            out,
+            kernel,
+            stride,
+            as_tuple(call["padding"], dims),
+            as_tuple(call["dilation"], dims),
+            bool(call["ceil_mode"]),
+        )
+    )
 
 
 @rule(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
@@ -56,7 +67,9 @@ def avg_pool(call: Call) -> Fact:
         position = torch.arange(size[d])
         inside = (position >= inside_start[:, None]) & (position < inside_stop[:, None])
         matrices[d - dims] = call.like(inside) / call.like(share)[:, None]
-    return Linear(Separable(matrices), Windows(size, out, kernel, stride, padding, (1,) * dims, bool(call["ceil_mode"])))
+    return Linear(
+        Separable(matrices), Windows(size, out, kernel, stride, padding, (1,) * dims, bool(call["ceil_mode"]))
+    )
 
 
 @rule(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default)
@@ -73,10 +86,14 @@ def adaptive_avg_pool(call: Call) -> Fact:
     return Linear(Separable(matrices), _even_windows(size, out))
 
 
-@rule(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default, anywhere=True)
+@rule(
+    aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default, anywhere=True
+)
 def adaptive_max_pool(call: Call) -> Fact:
     """Only found where its windows overlap: one whose windows tile the image is traced as plain max-pooling."""
-    raise Refusal('its windows do not divide the image evenly; choose an output size that does, or use strategy="global"')
+    raise Refusal(
+        'its windows do not divide the image evenly; choose an output size that does, or use strategy="global"'
+    )
 
 
 def _even_windows(size: Sequence[int], out: Sequence[int]) -> Windows | None:
@@ -98,23 +115,42 @@ def reduce(call: Call) -> Fact:
     return Linear(Reduce(shape, dims, scale, bool(call["keepdim"])))
 
 
-@rule(aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec, aten.upsample_linear1d.vec,
-      aten.upsample_bilinear2d.vec, aten.upsample_trilinear3d.vec, aten.upsample_bicubic2d.vec,
-      aten._upsample_nearest_exact1d.vec, aten._upsample_nearest_exact2d.vec, aten._upsample_nearest_exact3d.vec)
+@rule(
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+    aten.upsample_linear1d.vec,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_trilinear3d.vec,
+    aten.upsample_bicubic2d.vec,
+    aten._upsample_nearest_exact1d.vec,
+    aten._upsample_nearest_exact2d.vec,
+    aten._upsample_nearest_exact3d.vec,
+)
 def upsample(call: Call) -> Fact:
     """Interpolation is the same small matrix along every line of a dimension: read it off the interpolated identity."""
     call.only()
     size, out = call.shape_of()[1:], call.shape[1:]
     factors = call.get("scale_factors")
     interpolate = _interpolation(call)
-    matrices = {d - len(size): interpolate(size[d], out[d], factors[d] if factors else None).mT for d in range(len(size))}
+    matrices = {
+        d - len(size): interpolate(size[d], out[d], factors[d] if factors else None).mT for d in range(len(size))
+    }
     return Linear(Separable(matrices))
 
 
 def _interpolation(call: Call) -> Callable[[int, int, float | None], Tensor]:
     name = str(call.node.target)
-    mode = next(m for key, m in (("nearest_exact", "nearest-exact"), ("nearest", "nearest"), ("bicubic", "bicubic"),
-                                 ("linear", "linear")) if key in name)
+    mode = next(
+        m
+        for key, m in (
+            ("nearest_exact", "nearest-exact"),
+            ("nearest", "nearest"),
+            ("bicubic", "bicubic"),
+            ("linear", "linear"),
+        )
+        if key in name
+    )
     corners = call.get("align_corners")
 
     def interpolate(h: int, out: int, factor: float | None) -> Tensor:

@@ -118,7 +118,9 @@ class Call:
         if isinstance(values, fx.Node):
             raise Refusal('a factor that depends on the input or the batch size; use strategy="global"')
         parameter = next(self.graph.model.parameters(), None)
-        return torch.as_tensor(values, dtype=self.node.meta["val"].dtype, device=parameter.device if parameter is not None else None)
+        return torch.as_tensor(
+            values, dtype=self.node.meta["val"].dtype, device=parameter.device if parameter is not None else None
+        )
 
     def only(self, name: str = "input") -> fx.Node:
         """The one activation, refused where another argument depends on the input, too."""
@@ -174,7 +176,11 @@ def describe(graph: Graph, node: fx.Node) -> Fact:
 
 def _batch_first(value: Tensor) -> bool:
     """Whether the first dimension is the batch, or a multiple of it (the batch merged with others), and no other one is."""
-    if not value.shape or not isinstance(value.shape[0], torch.SymInt) or any(isinstance(d, torch.SymInt) for d in value.shape[1:]):
+    if (
+        not value.shape
+        or not isinstance(value.shape[0], torch.SymInt)
+        or any(isinstance(d, torch.SymInt) for d in value.shape[1:])
+    ):
         return False
     expression = value.shape[0].node.expr
     return all(expression == expression.coeff(symbol) * symbol for symbol in expression.free_symbols)

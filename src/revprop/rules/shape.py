@@ -26,8 +26,7 @@ def dropout(call: Call) -> Fact:
     raise Refusal("it drops at random even in eval mode (F.dropout without training=self.training): pass that argument")
 
 
-@rule(aten.view.default, aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.dims,
-      aten.unsqueeze.default)
+@rule(aten.view.default, aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default)
 def reshape(call: Call) -> Fact:
     node = call.only()
     before, after = call.graph.shape(node), call.shape
@@ -51,11 +50,26 @@ def permute(call: Call) -> Fact:
     return Linear(Copy(lambda a: a.permute(order), lambda z: z.permute(back)))
 
 
-@rule(aten.slice.Tensor, aten.select.int, aten.constant_pad_nd.default, aten.pad.default,
-      aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default,
-      aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default,
-      aten.expand.default, aten.repeat.default, aten.flip.default, aten.roll.default, aten.pixel_shuffle.default,
-      aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.index_select.default)
+@rule(
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.constant_pad_nd.default,
+    aten.pad.default,
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default,
+    aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
+    aten.expand.default,
+    aten.repeat.default,
+    aten.flip.default,
+    aten.roll.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.channel_shuffle.default,
+    aten.index_select.default,
+)
 def copy(call: Call) -> Fact:
     """Any operator whose outputs are copies of inputs or constants: the adjoint by autograd, the copies by counting."""
     node = call.only()
@@ -67,9 +81,13 @@ def copy(call: Call) -> Fact:
     def forward(a: Tensor) -> Tensor:
         batch = _batch(before[0], a.shape[0])
         given = {s.name: replaced.get(s.name, call.arguments["input" if s.name == "self" else s.name]) for s in schema}
-        given = {name: a if v is node else fx.map_arg(v, lambda s: _at(s.meta["val"], batch)) for name, v in given.items()}
-        out = call.node.target(*(given[s.name] for s in schema if not s.kwarg_only),  # type: ignore[operator]
-                               **{s.name: given[s.name] for s in schema if s.kwarg_only})
+        given = {
+            name: a if v is node else fx.map_arg(v, lambda s: _at(s.meta["val"], batch)) for name, v in given.items()
+        }
+        out = call.node.target(
+            *(given[s.name] for s in schema if not s.kwarg_only),  # type: ignore[operator]
+            **{s.name: given[s.name] for s in schema if s.kwarg_only},
+        )
         assert isinstance(out, Tensor)
         return out
 
@@ -88,11 +106,14 @@ def copy(call: Call) -> Fact:
 def _keep_batch(call: Call) -> None:
     """Refuses a copy that mixes or drops samples: each one is reversed on its own."""
     before, after = call["input"].meta["val"].shape, call.node.meta["val"].shape
-    moved = call.node.target in (aten.flip.default, aten.roll.default) and \
-        (not call["dims"] or any(d % len(before) == 0 for d in call["dims"]))
+    moved = call.node.target in (aten.flip.default, aten.roll.default) and (
+        not call["dims"] or any(d % len(before) == 0 for d in call["dims"])
+    )
     # sizes are compared as expressions: the batch size of the example means nothing
     if str(after[0]) != str(before[0]) or moved:
-        raise Refusal('it selects or moves along the batch dimension; keep samples independent, or use strategy="global"')
+        raise Refusal(
+            'it selects or moves along the batch dimension; keep samples independent, or use strategy="global"'
+        )
 
 
 def _at(size: Any, batch: int) -> int:
