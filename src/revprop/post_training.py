@@ -277,15 +277,9 @@ def _loss(plan: _Plan, weight: float, embedding: str):  # type: ignore[no-untype
             parts["classification"] = F.cross_entropy(results[1], batch[count])
         if weight > 0:
             parts["reconstruction"] = distance(results[0], batch[count + 1])
-        total = sum(
-            (
-                share * parts[name]
-                for name, share in (("classification", 1 - weight), ("reconstruction", weight))
-                if name in parts
-            ),
-            start=torch.zeros((), device=results[0].device),
-        )
-        return {"loss": total, **parts}
+        if len(parts) == 1:
+            return {"loss": next(iter(parts.values())), **parts}
+        return {"loss": (1 - weight) * parts["classification"] + weight * parts["reconstruction"], **parts}
 
     return loss
 

@@ -151,7 +151,7 @@ def fit(
             with _seeded(1_000_003 * training.seed + epoch, device):
                 for step, start in enumerate(range(0, n, training.batch_size), start=1):
                     rows = order[start : start + training.batch_size]
-                    batch = tuple(t[rows.to(t.device)].to(device) for t in data)
+                    batch = tuple(t.index_select(0, rows.to(t.device)).to(device) for t in data)
                     losses = (
                         loss(wrapped, batch) if memory.peak else memory.measure(batch, partial(loss, wrapped, batch))
                     )
