@@ -44,7 +44,8 @@ def main() -> None:
     ):
         cases = [case for case in whole if key in case.what]
         cells = "; ".join(f"{case.network} {case.times.ratio:.2f}" for case in cases)
-        lines.append(f"| {cases[0].what.split(' /')[0]} | {against} | {aim} | {cells} |")
+        work = cases[0].what.split(" /")[0].replace("conv1", "the first block")
+        lines.append(f"| {work} | {against} | {aim} | {cells} |")
     lines += [
         "",
         "Shares of samples that are wrong, which set the cost of the global strategy: "
