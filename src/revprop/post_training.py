@@ -21,7 +21,7 @@ from revprop.errors import near_matches, require_finite
 from revprop.graph import Graph, Segment
 from revprop.reconstruction import Settings, reconstruct
 from revprop.reverse import as_graph
-from revprop.training import Epoch, Training, fit
+from revprop.training import Epoch, Training, channels_last, fit
 
 __all__ = ["PostTraining", "module_parameters", "post_train"]
 
@@ -288,11 +288,11 @@ def _accuracy(graph: Graph, stop: str, names: Sequence[str], data: tuple[Tensor,
     run = _Plan.of(graph, stop, names, True).run
 
     def evaluate() -> float:
-        batches = zip(*(t.split(2048) for t in data), strict=True)
+        batches = zip(*(t.split(256) for t in data), strict=True)
         right = 0
         with torch.no_grad():
             for *values, labels in batches:
-                right += int((run(*(v.to(place) for v in values))[1].argmax(1) == labels.to(place)).sum())
+                right += int((run(*(channels_last(v.to(place)) for v in values))[1].argmax(1) == labels.to(place)).sum())
         return right / max(len(data[-1]), 1)
 
     return evaluate
@@ -313,7 +313,7 @@ def _prepare(
     folder.mkdir(parents=True, exist_ok=True)
     columns: list[_Column] = []
     for x, labels in batches:
-        values = graph.check_input(tuple(v.to(place) for v in (x if isinstance(x, tuple | list) else (x,))))
+        values = graph.check_input(tuple(channels_last(v.to(place)) for v in (x if isinstance(x, tuple | list) else (x,))))
         with torch.no_grad():
             row = [*plan.prefix(*values), labels.to(place)]
         if settings is not None:

@@ -78,6 +78,8 @@ def build_segment(graph: Graph, inputs: tuple[fx.Node, ...], outputs: tuple[fx.N
     for node in graph.fx_graph.nodes:
         if node in tensors and node not in copied and node.op == "call_function":
             copied[node] = new.node_copy(node, lambda a: copied[a] if a in copied else copied.setdefault(a, size_of(a)))
+            if node.target is aten.view.default:  # the traced strides are the example's; other inputs may lie otherwise
+                copied[node].target = aten.reshape.default
     new.output(tuple(copied[n] for n in outputs))
     module = fx.GraphModule(nn.Module(), new)
     return Segment(inputs, outputs, tuple(name for _, name in constants), module.forward, graph.tensor)
