@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,10 +13,11 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from revprop import reverse
-from revprop.datasets import data_root, load_data
-from revprop.experiments import demo, diagnosis_run, post_training_grid, reconstruction_quality
-from revprop.experiments.baseline import Baseline, Data, build_network, load_baseline
-from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct
+from revprop.datasets import load_data
+from revprop.experiments import demo, diagnosis_run, post_training_grid
+from revprop.experiments.baseline import Baseline, Data, build_network, load_baseline, weights_name
+from revprop.experiments.catalogue import CATALOGUE, settings_of, study
+from revprop.experiments.post_training_grid import Reconstruct
 from revprop.graph import Graph, trace
 from revprop.networks import load_weights
 from revprop.reconstruction import Settings
@@ -112,11 +112,7 @@ class Model:
     @property
     def weights_name(self) -> str:
         """The weights as results are filed under: with a digest, since a file may be replaced by another of its name."""
-        if self.weights is None:
-            return ""
-        if not self.weights.is_file():
-            raise FileNotFoundError(f"no weights file {self.weights}")
-        return f"{self.weights} ({hashlib.sha256(self.weights.read_bytes()).hexdigest()[:8]})"
+        return "" if self.weights is None else weights_name(self.weights)
 
     def load(self) -> tuple[torch.nn.Module, Data, float | None]:
         """The trained network and its data."""
@@ -223,30 +219,78 @@ class PostTrain:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run a published experiment, or one of the project's own."""
+    """Run a published experiment, or one of the project's own; the same command again continues."""
 
-    name: Annotated[Literal["fr-pt/table1", "fr-pt/table2", "design/cifar10", "design/resnet20"], tyro.conf.Positional]
-    """Which table."""
-    seeds: int = 1
-    """So many runs of each cell (the papers: 10)."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=f"One of {', '.join(CATALOGUE)}.")]
+    scale: Literal["smoke", "reduced", "paper"] = "reduced"
+    """smoke: within a minute, without data; reduced: fewer runs, images and epochs; paper: as published."""
+    seeds: int | None = None
+    """So many runs of each cell; by scale where not given (paper: 10)."""
+    data: str | None = None
+    """Another data set for a table's network: a name, or a path."""
+    ways: tuple[str, ...] | None = None
+    """How a table post-trains: some of bp, fr-paper (as published), fr (towards the nearest features), solve."""
+    workers: int | None = None
+    """So many runs at once; where not given, one per GPU or else one per core."""
+    engine: Literal["local", "ray"] = "local"
+    """Where runs go: processes of this machine, or a Ray cluster."""
     out: Path = Path("out/reproduce")
     device: str = "auto"
 
     def run(self) -> None:
-        folder = self.out / self.name
-        if self.name.startswith("design/"):
-            settings = {
-                "design/cifar10": reconstruction_quality.CIFAR10,
-                "design/resnet20": reconstruction_quality.RESNET20,
-            }[self.name]
-            rows = reconstruction_quality.run(settings, folder, data_root(), self.device, console.print)
-            console.print(reconstruction_table(rows).to_rich())
-        else:
-            grid = TABLES[self.name](tuple(range(self.seeds)))
-            rows = post_training_grid.run(grid, folder, self.device, console.print)
-            for table in study_tables(rows):
-                console.print(table.to_rich())
+        settings = settings_of(self.name, self.scale, self.seeds, data=self.data, ways=self.ways)
+        folder = self.out / (self.name if self.scale == "paper" else f"{self.name}-{self.scale}")
+        rows = CATALOGUE[self.name].run(
+            settings, folder, device=self.device, report=_line, workers=self.workers, engine=self.engine
+        )
+        quality = self.name.startswith("design/")
+        for table in [reconstruction_table(rows)] if quality else study_tables(rows):
+            console.print(table.to_rich())
         console.print(f"report: {write_report(folder, title=self.name)}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Post-train every module of a network of your own by several ways, from the same baselines, and compare them."""
+
+    model: tyro.conf.OmitArgPrefixes[Model]
+    ways: tuple[str, ...] = ("bp", "fr")
+    """Some of bp, fr-paper (as published), fr (towards the nearest features), solve (in closed form)."""
+    cells: tuple[str, ...] = ()
+    """Modules as START:STOP, e.g. input:conv1 conv1:fc1; every pair of the network's blocks where not given."""
+    alpha: float = 0.1
+    """Share of the reconstruction loss."""
+    scale: Literal["smoke", "reduced", "paper"] = "reduced"
+    """Runs, epochs and training images: 1, 1, 500; 3, 5, 5,000; or 10, 10, all."""
+    epochs: int | None = None
+    """So many epochs of post-training instead."""
+    seeds: int | None = None
+    """So many runs of each cell instead."""
+    workers: int | None = None
+    """So many runs at once; where not given, one per GPU or else one per core."""
+    engine: Literal["local", "ray"] = "local"
+    """Where runs go: processes of this machine, or a Ray cluster."""
+
+    def run(self) -> None:
+        wrong = [cell for cell in self.cells if cell.count(":") != 1]
+        if wrong:
+            raise ValueError(f"cells: expected START:STOP, e.g. input:conv1, given {', '.join(wrong)}")
+        cells = [(start, stop) for start, _, stop in (cell.partition(":") for cell in self.cells)]
+        model = self.model
+        baseline = Baseline(
+            model.network,
+            model.data,
+            model.baseline_epochs,
+            weights=str(model.weights or ""),
+            mean=model.mean,
+            std=model.std,
+        )
+        grid = study(baseline, self.scale, self.seeds, self.epochs, self.alpha, self.ways, cells or None)
+        grid = replace(grid, seeds=tuple(model.seed + seed for seed in grid.seeds))
+        rows = post_training_grid.run(grid, model.out, model.device, _line, self.workers, self.engine)
+        for table in study_tables(rows):
+            console.print(table.to_rich())
+        console.print(f"report: {write_report(model.out, title=f'{model.network} on {model.data}')}")
 
 
 @dataclass(frozen=True)
@@ -279,6 +323,7 @@ Command = (
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[PostTrain, tyro.conf.subcommand("post-train")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+    | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 
@@ -299,17 +344,8 @@ SHAPES = {
 }
 
 
-def _table(network: str, data: str, epochs: int, reduced: str, seeds: tuple[int, ...]) -> PostTrainingGrid:
-    ours = Reconstruct(strategy="global", rules="nearest")
-    return PostTrainingGrid(
-        Baseline(network, data, epochs), alpha=0.1, epochs=10, seeds=seeds, fr=(Reconstruct(), ours), reduced=reduced
-    )
-
-
-TABLES = {
-    "fr-pt/table1": lambda seeds: _table("mnist", "mnist", 20, "", seeds),
-    "fr-pt/table2": lambda seeds: _table("cifar10", "cifar10-jpeg", 40, "JPEG images", seeds),
-}
+def _line(line: str) -> None:
+    console.print(line, markup=False, highlight=False)
 
 
 def _own_deviation(graph: Graph, x: torch.Tensor) -> float:

@@ -20,17 +20,20 @@ from revprop.datasets.cifar_files import CIFAR, load_cifar
 from revprop.datasets.files import walk_files
 from revprop.datasets.image_folder import PARTS, SUFFIXES, load_image_folder
 from revprop.datasets.images import ImageData, Split
+from revprop.datasets.made import MADE, load_made
 from revprop.errors import near_matches
 
 __all__ = [
     "ImageData",
     "Split",
     "data_root",
+    "find_data",
     "load_cifar",
     "load_data",
     "load_digits",
     "load_idx_folder",
     "load_image_folder",
+    "load_made",
     "load_npz",
     "read_idx",
 ]
@@ -99,6 +102,27 @@ def data_root() -> Path:
     return Path(given) if given else Path.cwd().parent / "shared" / "data"
 
 
+def find_data(name: str) -> Path | None:
+    """Tell where data of this name is, without reading it.
+
+    Args:
+        name: a name that :func:`load_data` knows and looks for under :func:`data_root`.
+
+    Returns:
+        the file or folder, or None where there is none.
+
+    Raises:
+        ValueError: no such name.
+
+    >>> find_data("cifer10")
+    Traceback (most recent call last):
+    ValueError: unknown data set 'cifer10'; did you mean 'cifar10'...
+    """
+    if name not in _PLACES:
+        raise ValueError(near_matches(name, _PLACES, "data set"))
+    return next((data_root() / place for place in _PLACES[name] if (data_root() / place).exists()), None)
+
+
 def load_data(
     spec: str | Path, size: int | None = None, *, cache: str | Path | None = None, download: bool = False
 ) -> Split:
@@ -108,6 +132,7 @@ def load_data(
         spec: "digits", "mnist", "cifar10", "cifar100", "cifar10-jpeg", "cifar10-lossless" or "tinyimagenet10" (all but
             the first under :func:`data_root`); or a path: a folder or archive of IDX files, CIFAR batches or images in
             class folders, or an ``.npz`` file. A name goes before a path: write ``./mnist`` for a folder of that name.
+            "made:mnist", "made:imagenette", ...: made images of that data set's shape, see :func:`load_made`.
         size: as for :func:`load_image_folder`; images in class folders only.
         cache: as for :func:`load_image_folder`; archives of images in class folders only.
         download: get "mnist", "cifar10" or "cifar100" through torchvision where they are not there yet.
@@ -127,18 +152,21 @@ def load_data(
     if spec == "digits":
         _refuse_options("digits", size, cache)
         return load_digits()
+    if isinstance(spec, str) and spec.startswith("made:"):
+        _refuse_options(spec, size, cache)
+        return load_made(spec.removeprefix("made:"))
     if not isinstance(spec, str) or spec not in _PLACES:
         path = Path(spec)
         if path.exists() or isinstance(spec, Path) or path.name != spec or path.suffix:
             return _load_path(path, size, cache)
         raise ValueError(
-            f"{near_matches(spec, ['digits', *_PLACES], 'data set')} (Or give the path of a file or folder.)"
+            f"{near_matches(spec, ['digits', *_PLACES, *(f'made:{name}' for name in MADE)], 'data set')} "
+            "(Or give the path of a file or folder.)"
         )
-    root = data_root()
-    found = next((root / place for place in _PLACES[spec] if (root / place).exists()), None)
+    root, found = data_root(), find_data(spec)
     if found is None and download:
         _download(spec, root)
-        found = next((root / place for place in _PLACES[spec] if (root / place).exists()), None)
+        found = find_data(spec)
     if found is None:
         remedy = "set REVPROP_DATA to the folder that holds it, or give its path"
         remedy += ", or download=True" if spec in _DOWNLOADS else ""

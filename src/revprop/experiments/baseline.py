@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import hashlib
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from revprop.datasets import load_data
+from revprop.datasets import Split, load_data
 from revprop.networks import NETWORKS, load_network, load_weights
 from revprop.runs import RunStore
-from revprop.training import Training, train_baseline
+from revprop.training import Training, accuracy_of, train_baseline
 
-__all__ = ["Baseline", "Data", "build_network", "load_baseline", "save_weights"]
+__all__ = [
+    "Baseline",
+    "Data",
+    "baseline_row",
+    "build_network",
+    "load_baseline",
+    "load_baseline_data",
+    "save_weights",
+    "weights_name",
+]
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,11 @@ class Baseline:
     Attributes:
         network: a name, or ``package.module:factory``. data: a name or a path. epochs, batch_size, learning_rate: Adam's.
         seed: of the parameters and the shuffling.
+        samples: train on so many of the training images, drawn once and for all seeds; None for all.
+        holdout: keep this share of the training images out, drawn once, and measure on them instead of the test set: for
+            choosing what must not be chosen on the test set.
+        weights: a file of trained weights to use instead of training; then ``epochs`` and the others do not matter.
+        mean, std: scale images to [0, 1] and by these per channel; None standardises each channel of each image.
     """
 
     network: str = "digits"
@@ -33,6 +48,47 @@ class Baseline:
     batch_size: int = 256
     learning_rate: float = 1e-3
     seed: int = 0
+    samples: int | None = None
+    holdout: float = 0.0
+    weights: str = ""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"samples: expected at least 1, or None for all, given {self.samples}")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(
+                f"holdout: expected a share of the training images from 0 to below 1, given {self.holdout}"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give mean and std together, one number per channel")
+
+    def settings(self) -> dict[str, Any]:
+        """What names its row: the first six fields always, of the others those that are not as usual.
+
+        >>> Baseline("mnist", "mnist", 20, holdout=0.1).settings()
+        {'kind': 'baseline', 'network': 'mnist', 'data': 'mnist', 'epochs': 20, 'batch_size': 256,
+         'learning_rate': 0.001, 'seed': 0, 'holdout': 0.1}
+        """
+        always = ("network", "data", "epochs", "batch_size", "learning_rate", "seed")
+        return {"kind": "baseline", **{name: getattr(self, name) for name in always}, **self.unusual()}
+
+    def unusual(self) -> dict[str, Any]:
+        """Of the fields behind the first six, those that differ from their defaults."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)[6:] if getattr(self, f.name) != f.default}
+        return found | ({"weights": weights_name(self.weights)} if self.weights else {})
+
+
+def weights_name(path: str | Path) -> str:
+    """A file of weights as results are filed under it: with a digest, since it may be replaced by another of its name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    return f"{path} ({hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]})"
 
 
 @dataclass(frozen=True)
@@ -46,17 +102,55 @@ class Data:
     @staticmethod
     def load(spec: str, cache: Path | None = None) -> Data:
         """A data set with each channel of each image at zero mean and unit variance (FR-PT section 4)."""
-        archive = spec.endswith((".tar", ".tar.gz", ".tgz")) or spec in ("cifar10-jpeg", "tinyimagenet10")
-        if archive and cache is not None:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-        split = load_data(spec, cache=cache) if archive and cache is not None else load_data(spec)
+        split = _load_split(spec, cache)
         return Data(split.train.tensors(), split.test.tensors(), split.train.classes)
 
 
-def build_network(spec: str, seed: int) -> nn.Module:
-    """A network by name or ``package.module:factory``, its parameters drawn from the seed."""
+def load_baseline_data(baseline: Baseline, cache: Path | None = None) -> Data:
+    """The data that a baseline is trained and measured on: its part of the training images, scaled as it says.
+
+    Args:
+        cache: a file that keeps the decoded images of an archive.
+
+    Raises:
+        ValueError: ``holdout`` leaves nothing to train on or to measure on. And all that loading raises.
+
+    >>> data = load_baseline_data(Baseline(samples=500, holdout=0.2))
+    >>> len(data.train[1]), len(data.test[1])
+    (500, 269)
+    """
+    split = _load_split(baseline.data, cache)
+    train, test = split.train, split.test
+    if baseline.samples is not None or baseline.holdout:
+        # one draw for all seeds: what differs between them is the training, not the data
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+        held = round(baseline.holdout * len(train))
+        if held == len(train) or (baseline.holdout and not held):
+            raise ValueError(f"holdout: {baseline.holdout} of {len(train)} training images leaves one part empty")
+        order, kept_out = order[: len(train) - held], order[len(train) - held :]
+        test = train.subset(kept_out) if held else test
+        train = train.subset(order[: baseline.samples])
+    if baseline.mean is None or baseline.std is None:
+        return Data(train.tensors(), test.tensors(), train.classes)
+    inputs = [part.scaled(baseline.mean, baseline.std) for part in (train, test)]
+    return Data((inputs[0], train.labels), (inputs[1], test.labels), train.classes)
+
+
+def _load_split(spec: str, cache: Path | None) -> Split:
+    archive = spec.endswith((".tar", ".tar.gz", ".tgz")) or spec in ("cifar10-jpeg", "tinyimagenet10")
+    if archive and cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        return load_data(spec, cache=cache)
+    return load_data(spec)
+
+
+def build_network(spec: str, seed: int, classes: int | None = None) -> nn.Module:
+    """A network by name or ``package.module:factory``, its parameters drawn from the seed.
+
+    ``classes`` is for networks by name, which can be built for any number; a factory of one's own knows its own.
+    """
     if spec in NETWORKS:
-        return NETWORKS[spec](seed=seed)
+        return NETWORKS[spec](seed=seed) if classes is None else NETWORKS[spec](classes=classes, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return load_network(spec)
@@ -71,31 +165,43 @@ def load_baseline(
         the network in eval mode, its test accuracy in [0, 1], and its row.
     """
     store = RunStore(folder / "baselines")
-    settings = {"kind": "baseline", **asdict(baseline)}
-    weights = folder / "baselines" / f"{store.key(settings)}.safetensors"
-    model = build_network(baseline.network, baseline.seed)
+    row = store.run(baseline.settings(), lambda _: baseline_row(baseline, data, folder, device, progress))
+    model = build_network(baseline.network, baseline.seed, len(data.classes))
+    load_weights(model, _weights(baseline, folder))
+    return model.cpu().eval(), float(row["accuracy"]), row
 
-    def train(_: object) -> dict[str, Any]:
+
+def baseline_row(
+    baseline: Baseline, data: Data, folder: Path, device: str = "auto", progress: bool = False
+) -> dict[str, Any]:
+    """Trains the baseline and keeps its weights in ``folder``: its row's contents. :func:`load_baseline` stores them."""
+    model = build_network(baseline.network, baseline.seed, len(data.classes))
+    weights = _weights(baseline, folder)
+    if baseline.weights:
+        load_weights(model, baseline.weights)
+        model.eval()
+        accuracy: float | None = accuracy_of(
+            model, zip(data.test[0].split(2048), data.test[1].split(2048), strict=True)
+        )
+        history: list[dict[str, Any]] = []
+    else:
         training = Training(
             baseline.epochs,
             baseline.batch_size,
             baseline.learning_rate,
             baseline.seed,
             device,
-            checkpoint=folder / "baselines" / store.key(settings),
+            checkpoint=weights.with_suffix(""),
             progress=progress,
         )
-        history = train_baseline(model, data.train, data.test, training, settings)
-        save_weights(model, weights)
-        return {
-            "accuracy": history[-1].accuracy,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "history": [_flat(asdict(e)) for e in history],
-        }
+        epochs = train_baseline(model, data.train, data.test, training, baseline.settings())
+        accuracy, history = epochs[-1].accuracy, [_flat(asdict(e)) for e in epochs]
+    save_weights(model, weights)
+    return {"accuracy": accuracy, "parameters": sum(p.numel() for p in model.parameters()), "history": history}
 
-    row = store.run(settings, train)
-    load_weights(model, weights)
-    return model.cpu().eval(), float(row["accuracy"]), row
+
+def _weights(baseline: Baseline, folder: Path) -> Path:
+    return folder / "baselines" / f"{RunStore(folder).key(baseline.settings())}.safetensors"
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -1,20 +1,31 @@
-"""FR-PT Tables 1-6: every module (lS, lR) post-trained by BP and by FR from one baseline per seed."""
+"""FR-PT Tables 1-6: every module (lS, lR) post-trained by BP, by FR and by other ways from one baseline per seed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from revprop.diagnosis import blocks
-from revprop.experiments.baseline import Baseline, Data, _flat, load_baseline
-from revprop.graph import trace
-from revprop.post_training import PostTraining, post_train
-from revprop.runs import RunStore
+from revprop.errors import near_matches
+from revprop.experiments.baseline import (
+    Baseline,
+    Data,
+    _flat,
+    baseline_row,
+    build_network,
+    load_baseline,
+    load_baseline_data,
+)
+from revprop.graph import Graph, trace
+from revprop.post_training import METHODS, PostTraining, post_train
+from revprop.runs import Row
+from revprop.sweep import Task, sweep
 
-__all__ = ["PostTrainingGrid", "Reconstruct", "pairs", "post_training_row", "run"]
+__all__ = ["PostTrainingGrid", "Reconstruct", "Way", "grid_tasks", "pairs", "post_training_row", "run"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,54 @@ class Reconstruct:
 
 
 @dataclass(frozen=True)
+class Way:
+    """One way to post-train a module.
+
+    Attributes:
+        method: as :func:`revprop.post_train` names it. options: its keywords; what is not named is as it is there, but for
+            "fr" the share of the reconstruction loss, alpha, is the grid's.
+        first: another way that trains the module before this one goes on from there.
+
+    >>> Way("fr", {"strategy": "greedy", "margin": 0.5}).settings(alpha=0.1)
+    {'method': 'fr', 'alpha': 0.1, 'embedding': 'nearest', 'strategy': 'greedy', 'rules': 'nearest', 'damping': 0.01,
+     'margin': 0.5}
+    >>> Way("bp", {"learning_rate": 0.01}).settings(alpha=0.1)
+    {'method': 'bp', 'learning_rate': 0.01}
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    first: Way | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(near_matches(self.method, METHODS, "method"))
+        for name in self.options:
+            if name not in _options():
+                raise ValueError(near_matches(name, _options(), "option of post_train"))
+
+    def keywords(self, alpha: float) -> dict[str, Any]:
+        """What it gives to post_train beside the module, the data and the epochs."""
+        return {"method": self.method, **({"alpha": alpha} if self.method == "fr" else {}), **self.options}
+
+    def settings(self, alpha: float) -> dict[str, Any]:
+        """What names its rows: the method, for "fr" how it reconstructs, and every other option that is not as usual."""
+        given, usual = self.keywords(alpha), _options()
+        always = ("alpha", *asdict(Reconstruct())) if self.method == "fr" else ()
+        found = {"method": self.method, **{name: given.get(name, usual[name]) for name in always}}
+        found |= {name: value for name, value in given.items() if name not in found and value != usual[name]}
+        return found | ({} if self.first is None else {"first": self.first.settings(alpha)})
+
+
+@lru_cache(maxsize=1)
+def _options() -> dict[str, Any]:
+    """The options of post_train that a way may have, with their defaults; the grid itself gives the others."""
+    grid = ("method", "epochs", "validation", "batch_size", "seed", "device", "checkpoint", "memory_budget", "progress")
+    parameters = inspect.signature(post_train).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in grid}
+
+
+@dataclass(frozen=True)
 class PostTrainingGrid:
     """One table: a baseline, the modules to train, the methods, the seeds.
 
@@ -37,6 +96,7 @@ class PostTrainingGrid:
         alpha: the share of the reconstruction loss. epochs: of post-training.
         cells: (start, stop) layer names; None for every pair of the network's blocks.
         bp: whether to run the BP cells. fr: the reconstruction options of the FR cells, one set of cells each.
+        ways: further ways to train each module.
         reduced: what a reduced run reduces, in words, printed in its table.
     """
 
@@ -48,6 +108,31 @@ class PostTrainingGrid:
     bp: bool = True
     fr: tuple[Reconstruct, ...] = (Reconstruct(),)
     reduced: str = ""
+    ways: tuple[Way, ...] = ()
+
+    def all_ways(self) -> list[Way]:
+        """BP, FR and the further ones, in this order."""
+        return [*([Way("bp")] if self.bp else []), *(Way("fr", asdict(r)) for r in self.fr), *self.ways]
+
+    def cell_settings(self, seed: int, start: str, stop: str, way: Way) -> dict[str, Any]:
+        """What names the row of one cell."""
+        baseline = self.baseline
+        rate = {} if baseline.learning_rate == 1e-3 else {"baseline_learning_rate": baseline.learning_rate}
+        return {
+            "kind": "post-training",
+            "data": baseline.data,
+            "network": baseline.network,
+            "start": start,
+            "stop": stop,
+            "epochs": self.epochs,
+            "seed": seed,
+            "reduced": self.reduced,
+            "baseline_epochs": baseline.epochs,
+            "batch_size": baseline.batch_size,
+            **rate,
+            **baseline.unusual(),
+            **way.settings(self.alpha),
+        }
 
 
 def pairs(layers: Sequence[str]) -> Iterator[tuple[int, int, str, str]]:
@@ -63,70 +148,61 @@ def pairs(layers: Sequence[str]) -> Iterator[tuple[int, int, str, str]]:
 
 
 def run(
-    grid: PostTrainingGrid, folder: Path, device: str = "auto", report: Callable[[str], None] = lambda line: None
-) -> list[dict[str, Any]]:
-    """Runs the grid's cells that have no row yet, and returns all its rows.
+    grid: PostTrainingGrid,
+    folder: Path,
+    device: str = "auto",
+    report: Callable[[str], None] = lambda line: None,
+    workers: int | None = None,
+    engine: str = "local",
+) -> list[Row]:
+    """Runs the grid's baselines and cells that have no row yet, and returns the rows of all its cells.
 
     Args:
         folder: where baselines and rows are kept; running again continues.
-        report: gets one line per finished cell.
-    """
-    store = RunStore(folder / "rows")
-    data = Data.load(grid.baseline.data, cache=folder / "cache.npz")
-    found = []
-    for seed in grid.seeds:
-        baseline = Baseline(**{**asdict(grid.baseline), "seed": seed})
-        model, accuracy, _ = load_baseline(baseline, data, folder, device, progress=True)
-        report(f"seed {seed}: baseline {100 * accuracy:.2f} % on the test set")
-        graph = trace(model, data.train[0][:2])
-        layers = blocks(graph)
-        chosen = [p for p in pairs(layers) if grid.cells is None or p[2:] in grid.cells]
-        strange = sorted(set(grid.cells or ()) - {p[2:] for p in chosen})
-        if strange:
-            raise ValueError(f"cells: {strange} are not (start, stop) in forward order of input, {', '.join(layers)}")
-        total, done = len(chosen) * (int(grid.bp) + len(grid.fr)), 0
-        for l_start, l_stop, start, stop in chosen:
-            options: list[tuple[str, Reconstruct | None]] = [("bp", None)] if grid.bp else []
-            for method, reconstruct in [*options, *(("fr", r) for r in grid.fr)]:
-                settings = {
-                    "kind": "post-training",
-                    "data": baseline.data,
-                    "network": baseline.network,
-                    "start": start,
-                    "stop": stop,
-                    "method": method,
-                    "epochs": grid.epochs,
-                    "seed": seed,
-                    "reduced": grid.reduced,
-                    "baseline_epochs": baseline.epochs,
-                    "batch_size": baseline.batch_size,
-                    **({"alpha": grid.alpha, **asdict(reconstruct)} if reconstruct is not None else {}),
-                }
+        report: gets one line per finished run. workers, engine: as for :func:`revprop.sweep.sweep`.
 
-                train = partial(
-                    post_train,
-                    graph,
-                    data.train,
-                    start,
-                    stop,
-                    method=method,  # type: ignore[arg-type]
-                    alpha=grid.alpha,
-                    epochs=grid.epochs,
-                    validation=data.test,
-                    seed=seed,
-                    device=device,
-                    batch_size=baseline.batch_size,
-                    **(asdict(reconstruct) if reconstruct else {}),
-                )
-                row = store.run(settings, partial(_run_cell, train, l_start, l_stop))
-                found.append(row)
-                done += 1
-                last = row["history"][-1]
-                report(
-                    f"seed {seed}, {done}/{total}: {method.upper()} ({l_start}, {l_stop}) {100 * last['accuracy']:.2f} % "
-                    f"after {last['epoch']} epochs, {row['seconds']:.1f} s"
-                )
-    return found
+    Raises:
+        ValueError: cells that the network does not have, or data and networks that are unknown or do not fit.
+        SweepError: some runs failed; all others are stored.
+    """
+    for cached in (_data, _start):
+        cached.cache_clear()  # files may have changed since
+    try:
+        tasks = grid_tasks(grid, folder, device)
+        _start.cache_clear()
+        rows = sweep(tasks, workers=workers, engine=engine, device=device, report=report, describe=_describe)
+    finally:
+        for cached in (_data, _start):
+            cached.cache_clear()
+    return rows[len(grid.seeds) :]
+
+
+def grid_tasks(grid: PostTrainingGrid, folder: Path, device: str = "auto") -> list[Task]:
+    """The grid as tasks: one baseline for each seed, then all cells, seed by seed.
+
+    Raises:
+        ValueError: cells that the network does not have.
+    """
+    data = _data(_source(grid.baseline), folder)
+    model = build_network(grid.baseline.network, 0, len(data.classes)).eval()
+    layers = blocks(trace(model, data.train[0][:2]))
+    chosen = [p for p in pairs(layers) if grid.cells is None or p[2:] in grid.cells]
+    strange = sorted(set(grid.cells or ()) - {p[2:] for p in chosen})
+    if strange:
+        raise ValueError(f"cells: {strange} are not (start, stop) in forward order of input, {', '.join(layers)}")
+    baselines, cells = [], []
+    for seed in grid.seeds:
+        baseline = replace(grid.baseline, seed=seed)
+        place = folder / "baselines"
+        first = Task(f"seed {seed}: baseline", place, baseline.settings(), _train_baseline, (baseline, folder, device))
+        baselines.append(first)
+        for l_start, l_stop, start, stop in chosen:
+            for way in grid.all_ways():
+                settings = grid.cell_settings(seed, start, stop, way)
+                name = f"seed {seed}: {way.method.upper()} ({l_start}, {l_stop})"
+                arguments = (baseline, folder, device, (l_start, l_stop, start, stop), way, grid.alpha, grid.epochs)
+                cells.append(Task(name, folder / "rows", settings, _train_cell, arguments, after=first))
+    return [*baselines, *cells]
 
 
 def post_training_row(result: PostTraining, l_start: int, l_stop: int) -> dict[str, Any]:
@@ -143,5 +219,74 @@ def post_training_row(result: PostTraining, l_start: int, l_stop: int) -> dict[s
     }
 
 
-def _run_cell(train: Callable[[], PostTraining], l_start: int, l_stop: int, _: object) -> dict[str, Any]:
-    return post_training_row(train(), l_start, l_stop)
+def _source(baseline: Baseline) -> Baseline:
+    """A baseline with nothing but what its data depends on."""
+    usual = Baseline()
+    return replace(
+        baseline,
+        network=usual.network,
+        epochs=usual.epochs,
+        batch_size=usual.batch_size,
+        learning_rate=usual.learning_rate,
+        seed=usual.seed,
+        weights=usual.weights,
+    )
+
+
+@lru_cache(
+    maxsize=1
+)  # one data set and few baselines at a time: a worker goes through the cells of one after the other
+def _data(source: Baseline, folder: Path) -> Data:
+    return load_baseline_data(source, cache=folder / "cache.npz")
+
+
+@lru_cache(maxsize=2)
+def _start(baseline: Baseline, folder: Path, device: str) -> Graph:
+    data = _data(_source(baseline), folder)
+    model, _, _ = load_baseline(baseline, data, folder, device)
+    return trace(model, data.train[0][:2])
+
+
+def _train_baseline(baseline: Baseline, folder: Path, device: str) -> dict[str, Any]:
+    return baseline_row(baseline, _data(_source(baseline), folder), folder, device)
+
+
+def _train_cell(
+    baseline: Baseline,
+    folder: Path,
+    device: str,
+    module: tuple[int, int, str, str],
+    way: Way,
+    alpha: float,
+    epochs: int,
+) -> dict[str, Any]:
+    data, graph = _data(_source(baseline), folder), _start(baseline, folder, device)
+    l_start, l_stop, start, stop = module
+
+    def train(graph: Graph, way: Way) -> PostTraining:
+        return post_train(
+            graph,
+            data.train,
+            start,
+            stop,
+            epochs=epochs,
+            validation=data.test,
+            seed=baseline.seed,
+            device=device,
+            batch_size=baseline.batch_size,
+            **way.keywords(alpha),
+        )
+
+    if way.first is None:
+        return post_training_row(train(graph, way), l_start, l_stop)
+    first = train(graph, way.first)
+    second = train(trace(first.model.cpu(), data.train[0][:2]), replace(way, first=None))
+    row, before = (post_training_row(result, l_start, l_stop) for result in (second, first))
+    return {**row, "baseline_accuracy": before["baseline_accuracy"], "first": before}
+
+
+def _describe(task: Task, row: Row) -> str:
+    if row["settings"]["kind"] == "baseline":
+        return f"{task.name} {100 * row['accuracy']:.2f} %"
+    last = row["history"][-1]
+    return f"{task.name} {100 * last['accuracy']:.2f} % after {last['epoch']} epochs, {row['seconds']:.1f} s"
