@@ -11,10 +11,12 @@ import numpy as np
 
 Row = Mapping[str, Any]
 
-METHOD_NAMES = {"fr": "FR", "bp": "BP"}
+METHOD_NAMES = {"fr": "FR", "bp": "BP", "solve": "Closed form"}
 NEEDED_IN_A_RUN = ("settings", "l_start", "l_stop", "parameters", "baseline_accuracy", "history")
 NO_RUNS = "there is no finished post-training run to report: run some first, and check that this is their folder"
 
+# settings that say which run it is, not how it was run
+WHICH_RUN = ("seed", "start", "stop")
 # settings whose values say what they are
 SPEAKING = ("embedding", "rules", "solver", "strategy")
 
@@ -27,7 +29,7 @@ class RunGroup:
         method: "fr", "bp", or another method's name.
         l_start: the number of the last frozen layer in front (0: none).
         l_stop: the number of the last trained layer.
-        variant: where runs with the same layers and method have other settings too: which ones these have.
+        variant: where runs of the same method have other settings too: which ones these have.
         runs: their rows.
 
     Example:
@@ -52,8 +54,13 @@ class RunGroup:
         label = f"{METHOD_NAMES.get(self.method, self.method)} ({self.l_start}, {self.l_stop})"
         return f"{label}, {self.variant}" if self.variant else label
 
+    @property
+    def layers(self) -> tuple[int, int]:
+        """The layers, (lS, lR)."""
+        return self.l_start, self.l_stop
+
     def epochs(self) -> list[int]:
-        """The epochs that any of the runs reports an accuracy for, in order."""
+        """The epochs that any of the runs reports an accuracy for, in order; of the closed form, its sweeps."""
         return sorted(
             {int(entry["epoch"]) for run in self.runs for entry in run["history"] if entry.get("accuracy") is not None}
         )
@@ -74,16 +81,75 @@ class RunGroup:
             >>> RunGroup("fr", 0, 1, "", ({"history": [{"epoch": 5, "accuracy": 0.75}]},)).accuracies(5)
             [75.0]
         """
-        shares = [
-            entry["accuracy"]
+        return [accuracy for run in self.runs if (accuracy := self._accuracy(run, epoch)) is not None]
+
+    def by_seed(self, epoch: int | None) -> dict[int, float]:
+        """Collect the test accuracy in percent after an epoch, or of the baseline, by seed.
+
+        Args:
+            epoch: the number of epochs trained; None for the baseline's accuracy.
+
+        Returns:
+            Percent by seed, for the runs that got so far.
+
+        Raises:
+            ValueError: an accuracy is no share between 0 and 1.
+
+        Example:
+            >>> run = {"settings": {"seed": 3}, "baseline_accuracy": 0.5, "history": [{"epoch": 5, "accuracy": 0.75}]}
+            >>> group = RunGroup("fr", 0, 1, "", (run,))
+            >>> group.by_seed(5), group.by_seed(6), group.by_seed(None)
+            ({3: 75.0}, {}, {3: 50.0})
+        """
+        found = {}
+        for run in self.runs:
+            accuracy = 100.0 * run["baseline_accuracy"] if epoch is None else self._accuracy(run, epoch)
+            if accuracy is not None:
+                found[int(run["settings"].get("seed", 0))] = accuracy
+        return found
+
+    def seconds(self, epoch: int | None = None) -> list[float]:
+        """Add up the seconds of each run: the wanted features, and the epochs up to the one given.
+
+        Args:
+            epoch: the last epoch to count; None for all.
+
+        Returns:
+            Seconds, in the order of the runs; runs that do not tell are left out.
+
+        Example:
+            >>> run = {"target_seconds": 2.0, "seconds": 4.0, "history": [{"epoch": e, "seconds": 1.0} for e in (1, 2)]}
+            >>> RunGroup("fr", 0, 1, "", (run,)).seconds(), RunGroup("fr", 0, 1, "", (run,)).seconds(1)
+            ([6.0], [3.0])
+        """
+        found = []
+        for run in self.runs:
+            if run.get("seconds") is not None:
+                spent = (
+                    run["seconds"]
+                    if epoch is None
+                    else sum(entry.get("seconds") or 0.0 for entry in run["history"] if entry["epoch"] <= epoch)
+                )
+                found.append(float(spent) + float(run.get("target_seconds") or 0.0))
+        return found
+
+    def peak_memory(self) -> dict[int, float]:
+        """The peak memory of each run in MB (of 10^6 bytes) by seed, for the runs that tell it."""
+        return {
+            int(run["settings"].get("seed", 0)): run["peak_memory_bytes"] / 1e6
             for run in self.runs
-            for entry in run["history"]
-            if entry["epoch"] == epoch and entry.get("accuracy") is not None
-        ]
-        for share in shares:
-            if not 0 <= share <= 1:
-                raise ValueError(f"{self.label} has accuracy {share} at epoch {epoch}: a share in [0, 1] was expected")
-        return [100.0 * share for share in shares]
+            if run.get("peak_memory_bytes")
+        }
+
+    def _accuracy(self, run: Row, epoch: int) -> float | None:
+        for entry in run["history"]:
+            if entry["epoch"] == epoch and entry.get("accuracy") is not None:
+                if not 0 <= entry["accuracy"] <= 1:
+                    raise ValueError(
+                        f"{self.label} has accuracy {entry['accuracy']} at epoch {epoch}: a share in [0, 1] was expected"
+                    )
+                return 100.0 * float(entry["accuracy"])
+        return None
 
 
 def group_runs(rows: Sequence[Row]) -> list[RunGroup]:
@@ -93,7 +159,8 @@ def group_runs(rows: Sequence[Row]) -> list[RunGroup]:
         rows: finished post-training runs, all of one network on one data set.
 
     Returns:
-        The groups, by l_stop, then l_start, then BP before FR.
+        The groups, by l_stop, then l_start, then BP before FR. Where a method was run with several settings, all its
+        groups name those that vary, in every cell alike.
 
     Raises:
         ValueError: there is no run; a row is no post-training run; runs of several networks or data sets are mixed.
@@ -119,26 +186,44 @@ def group_runs(rows: Sequence[Row]) -> list[RunGroup]:
         if len(found) > 1:
             raise ValueError(f"runs of several settings.{key} cannot be compared in one place: {', '.join(found)}")
 
-    cells: dict[tuple[int, int, str], list[Row]] = {}
+    # Averaging runs over anything but seeds would present a mixture as a result.
+    members: dict[tuple[int, int, str, str], list[Row]] = {}
+    options: dict[str, dict[str, Mapping[str, Any]]] = {}  # by method and canonical text
     for row in rows:
-        cells.setdefault((row["l_stop"], row["l_start"], row["settings"]["method"]), []).append(row)
+        settings = {key: value for key, value in row["settings"].items() if key not in WHICH_RUN and value is not None}
+        text = json.dumps(settings, sort_keys=True, default=str)
+        options.setdefault(settings["method"], {})[text] = settings
+        members.setdefault((row["l_stop"], row["l_start"], settings["method"], text), []).append(row)
+    variants = {}
+    for method, same in options.items():
+        names = sorted({key for one in same.values() for key in one})
+        varying = [name for name in names if len({json.dumps(s.get(name), default=str) for s in same.values()}) > 1]
+        for text, given in same.items():
+            variants[method, text] = describe_options({name: given.get(name) for name in varying})
     groups = []
-    for (l_stop, l_start, method), runs in sorted(cells.items(), key=lambda item: item[0]):
-        # Averaging runs over anything but seeds would present a mixture as a result.
-        variants: dict[str, list[Row]] = {}
-        for run in runs:
-            settings = {key: value for key, value in run["settings"].items() if key != "seed"}
-            variants.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
-        members = [json.loads(text) for text in variants]
-        names = sorted({key for member in members for key in member})
-        varying = [name for name in names if len({json.dumps(member.get(name)) for member in members}) > 1]
-        for member, same in zip(members, variants.values(), strict=True):
-            variant = ", ".join(
-                _value(member.get(name)) if name in SPEAKING else f"{name}={_value(member.get(name))}"
-                for name in varying
-            )
-            groups.append(RunGroup(method, l_start, l_stop, variant, tuple(same)))
+    for (l_stop, l_start, method, text), runs in sorted(members.items(), key=lambda item: item[0][:3]):
+        groups.append(RunGroup(method, l_start, l_stop, variants[method, text], tuple(runs)))
     return groups
+
+
+def describe_options(options: Mapping[str, Any]) -> str:
+    """Name options and their values, to be read; a value that says what it is stands alone, None is left out.
+
+    Args:
+        options: values by name.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> describe_options({"alpha": 0.5, "margin": None, "strategy": "greedy"})
+        'alpha=0.5, greedy'
+    """
+    return ", ".join(
+        _value(value) if name in SPEAKING else f"{name}={_value(value)}"
+        for name, value in options.items()
+        if value is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -220,4 +305,4 @@ def three_digits(number: float) -> str:
 
 
 def _value(value: object) -> str:
-    return value if isinstance(value, str) and value else json.dumps(value)
+    return value if isinstance(value, str) and value else json.dumps(value, default=str)

@@ -30,8 +30,8 @@ from matplotlib.ticker import MaxNLocator
 from revprop.report.aggregation import Row, RunGroup, group_runs, summarise_diagnosis, three_digits
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#595959"
-METHOD_COLOURS = {"bp": BLUE, "fr": VERMILLION}
-OTHER_COLOURS = (GREEN, PURPLE, ORANGE)
+METHOD_COLOURS = {"bp": BLUE, "fr": VERMILLION, "solve": GREEN}
+OTHER_COLOURS = (PURPLE, ORANGE)
 MARKERS = "os^Dv"
 LINE_STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), "-.")
 
@@ -76,7 +76,7 @@ def discrepancy_maps(maps: Mapping[str, npt.ArrayLike], title: str) -> Figure:
         row_heights.append(strip if is_strip else lines * (cell_heights[-1] + number_height))
     height = top + sum(row_heights) + row_gap * len(layers) + 0.15
 
-    with _style():
+    with figure_style():
         figure = Figure(figsize=(width, height))
         figure.text(0.15 / width, 1 - 0.16 / height, title, va="top", fontsize=11, weight="bold")
         explained = (
@@ -141,7 +141,7 @@ def deviation_bars(diagnosis: Sequence[Mapping[str, Any]]) -> Figure:
         wrong = [math.nan if summary.deviation_wrong is None else summary.deviation_wrong for summary in summaries]
         series.insert(0, ("samples the network gets wrong", VERMILLION, wrong))
     thickness = 0.8 / len(series)
-    with _style():
+    with figure_style():
         figure = Figure(figsize=(7.2, 1.1 + 0.27 * (len(series) + 0.6) * len(summaries)), layout="constrained")
         axes = figure.subplots()
         for number, (name, colour, values) in enumerate(series):
@@ -158,7 +158,7 @@ def deviation_bars(diagnosis: Sequence[Mapping[str, Any]]) -> Figure:
         axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
         if len(series) > 1:
             figure.legend(loc="outside upper left", ncols=2, frameon=False)
-        _fix_layout(figure)
+        fix_layout(figure)
     texts = [
         f"{summary.layer} {three_digits(summary.deviation)}"
         + ("" if summary.deviation_wrong is None else f" ({three_digits(summary.deviation_wrong)} over wrong samples)")
@@ -200,7 +200,7 @@ def accuracy_curves(rows: Sequence[Row]) -> Figure:
     baseline = 100 * float(np.mean([row["baseline_accuracy"] for row in rows]))
     columns = min(len(panels), 5 if len(panels) > 8 else 3 if len(panels) in (5, 6) else 4)
     lines = math.ceil(len(panels) / columns)
-    with _style():
+    with figure_style():
         size = (max(4.2, 1.1 + 1.85 * columns), 1.2 + 1.6 * lines) if len(panels) > 1 else (5.2, 3.4)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
@@ -217,14 +217,15 @@ def accuracy_curves(rows: Sequence[Row]) -> Figure:
         for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:  # the lowest panel of every column
             axes.tick_params(labelbottom=True)
         panels_say = "" if len(panels) == 1 else "; above each panel the layers trained, $(l_S, l_R)$"
-        figure.supxlabel(f"epochs of post-training{panels_say}", fontsize=9)
+        sweeps = " (of the closed form: sweeps)" if any(group.method == "solve" for group in groups) else ""
+        figure.supxlabel(f"epochs of post-training{sweeps}{panels_say}", fontsize=9)
         figure.supylabel("test accuracy (%)", fontsize=9)
         handles = [Line2D([], [], **style, label=label) for label, style in styles.items()]
         handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="baseline"))
         widest = 0.65 + 0.075 * max(len(str(handle.get_label())) for handle in handles)  # inches, at nine points
         entries = min(len(handles), max(1, int((size[0] - 0.2) / widest)))
         figure.legend(handles=handles, loc="outside upper left", ncols=entries, frameon=False, handlelength=3)
-        _fix_layout(figure)
+        fix_layout(figure)
     last = [
         f"{group.label}: {np.mean(group.accuracies(group.epochs()[-1])):.2f} % after epoch {group.epochs()[-1]}"
         for group in groups
@@ -287,7 +288,8 @@ def figure_to_png_uri(figure: Figure, dots_per_inch: int = 144) -> str:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
+    """Give every figure made within the look of the others."""
     with matplotlib.rc_context(
         {
             "font.size": 9,
@@ -308,7 +310,8 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _fix_layout(figure: Figure) -> None:
+def fix_layout(figure: Figure) -> None:
+    """Place the parts of a figure once and for all."""
     # The layout is found by iteration, from wherever the last drawing left it: every drawing would differ a little.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

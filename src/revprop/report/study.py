@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from revprop.report.figures import accuracy_curves, deviation_bars, discrepancy_maps, figure_to_svg
+from revprop.report.figures import deviation_bars, discrepancy_maps, figure_to_svg
+from revprop.report.grid import Grid, split_by_study
 from revprop.report.page import Section, write_page
-from revprop.report.published import PUBLISHED, PUBLISHED_EPOCHS
-from revprop.report.tables import Table, diagnosis_table, post_training_table
+from revprop.report.post_training_sections import accuracy_tables, post_training_sections
+from revprop.report.tables import Table, diagnosis_table
+from revprop.report.verdict import headline
 from revprop.runs import RunStore, write_atomically
 
 __all__ = ["reconstruction_table", "study_tables", "write_figures", "write_markdown", "write_report"]
@@ -38,16 +40,18 @@ def write_report(folder: Path, path: Path | None = None, title: str = "Running a
             f"no finished run in {folder / 'rows'}: run revprop demo, diagnose, post-train or reproduce first"
         )
     baselines = RunStore(folder / "baselines").rows()
-    sections = [*_diagnoses(rows), *_reconstructions(rows), *_post_trainings(rows), _provenance([*baselines, *rows])]
-    lead = (
+    lead = [
         "revprop asks what each layer of a trained network should have produced for the right label, shows how far its "
         "features are from that, and trains single modules towards it."
+    ]
+    lead += [text for study in split_by_study(rows) if (text := headline(Grid.of(study)))]
+    return write_page(
+        path or folder / "report.html", title, "\n\n".join(lead), [*_sections(rows), _provenance([*baselines, *rows])]
     )
-    return write_page(path or folder / "report.html", title, lead, sections)
 
 
 def write_markdown(folders: Sequence[Path], path: Path, title: str = "Results") -> Path:
-    """Writes the tables of some folders of runs as one Markdown page.
+    """Writes what some folders of runs say, and their tables, as one Markdown page.
 
     Raises:
         ValueError: the folders hold no finished run.
@@ -55,17 +59,12 @@ def write_markdown(folders: Sequence[Path], path: Path, title: str = "Results") 
     blocks = [f"# {title}", "Written by `revprop report` from the rows of finished runs."]
     for folder in folders:
         rows = RunStore(folder / "rows").rows()
-        groups: dict[tuple[str, str], list[Row]] = {}
-        for row in rows:
-            if row["settings"].get("kind") == "reconstruction":
-                groups.setdefault((row["settings"]["network"], row["settings"]["data"]), []).append(row)
-        diagnoses = [table for section in _diagnoses(rows) for table in section.tables]
-        tables = [*diagnoses, *(reconstruction_table(group) for group in groups.values()), *study_tables(rows)]
-        for table in tables:
-            blocks.append(table.to_markdown().replace(f"**{table.title}**", f"## {table.title}", 1))
-        if tables:
-            machines = _provenance(rows).tables[0].to_markdown()
-            blocks.append(machines)
+        for section in _sections(rows, draw=False):
+            blocks += [f"## {section.heading}", *section.paragraphs]
+            for table in section.tables:
+                blocks.append(table.to_markdown().replace(f"**{table.title}**", f"### {table.title}", 1))
+        if rows:
+            blocks.append(_provenance(rows).tables[0].to_markdown())
     if len(blocks) == 2:
         raise ValueError(f"no finished run in {', '.join(str(f / 'rows') for f in folders)}")
     write_atomically(path, "\n\n".join(blocks) + "\n")
@@ -79,13 +78,11 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
         ValueError: the folder holds no finished run.
     """
     rows = RunStore(folder / "rows").rows()
-    figures = [
-        (section, figure) for section in [*_diagnoses(rows), *_post_trainings(rows)] for figure in section.figures
-    ]
+    figures = [figure for section in _sections(rows) for figure in section.figures]
     if not figures:
         raise ValueError(f"no figure to draw from {folder / 'rows'}: run revprop demo, diagnose or post-train first")
     written = []
-    for number, (_, figure) in enumerate(figures, start=1):
+    for number, figure in enumerate(figures, start=1):
         name = re.sub(r"[^a-z0-9]+", "-", re.split(r"[,:(;]", str(figure.get_label()))[0].lower()).strip("-")[:40]
         path = out / f"{number}-{name}.svg"
         # on a white ground: a page that shows the file may be dark
@@ -96,12 +93,12 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
 
 
 def study_tables(rows: Sequence[Row]) -> list[Table]:
-    """The post-training tables of some rows: one per network and data set, the published numbers beside ours.
+    """The post-training tables of some rows: the accuracy of every cell, per network and data set.
 
     >>> study_tables([])
     []
     """
-    return [post_training_table(group, _epochs(group), _published(group)) for group in _grouped(rows).values()]
+    return [table for study in split_by_study(rows) for table in accuracy_tables(Grid.of(study))]
 
 
 def reconstruction_table(rows: Sequence[Row]) -> Table:
@@ -138,43 +135,8 @@ def reconstruction_table(rows: Sequence[Row]) -> Table:
     )
 
 
-def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row["settings"].get("kind") == "post-training":
-            groups.setdefault((row["settings"]["network"], row["settings"]["data"]), []).append(row)
-    order = {"bp": 0, "fr": 1}
-    return {
-        key: sorted(group, key=lambda r: (r["l_stop"], r["l_start"], order[r["settings"]["method"]]))
-        for key, group in groups.items()
-    }
-
-
-def _epochs(rows: Sequence[Row]) -> tuple[int, ...]:
-    """The published epochs as far as the runs went, and the last one."""
-    last = max(row["history"][-1]["epoch"] for row in rows)
-    return tuple(sorted({epoch for epoch in PUBLISHED_EPOCHS if epoch <= last} | {last}))
-
-
-def _published(rows: Sequence[Row]) -> Mapping[tuple[str, int, int], Sequence[float]] | None:
-    settings = rows[0]["settings"]
-    same = settings["network"] == settings["data"] and settings["network"] in PUBLISHED
-    return PUBLISHED[settings["network"]].means() if same else None
-
-
-def _post_trainings(rows: Sequence[Row]) -> list[Section]:
-    return [
-        Section(
-            f"Post-training {network} on {data}",
-            "Each line trains the layers (lS, lR] of the same baseline, everything else frozen: "
-            "BP by the classification loss alone, FR by classification and the distance to the wanted features of layer lR.",
-            tables=(post_training_table(group, _epochs(group), _published(group)),),
-            figures=(accuracy_curves(group),),
-            reading="The dashed line is the baseline. Bold is the best of a column; differences of a few tenths of a percent are "
-            "within the noise of one run.",
-        )
-        for (network, data), group in _grouped(rows).items()
-    ]
+def _sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
+    return [*_diagnoses(rows), *_reconstructions(rows), *post_training_sections(rows, draw)]
 
 
 def _diagnoses(rows: Sequence[Row]) -> list[Section]:

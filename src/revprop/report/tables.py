@@ -14,6 +14,7 @@ import rich.table
 import rich.text
 
 from revprop.report.aggregation import Row, RunGroup, group_runs, summarise_diagnosis, three_digits
+from revprop.report.numerals import mean_and_spread
 from revprop.report.published import PUBLISHED_EPOCHS
 
 Cell = str | float | None
@@ -138,72 +139,56 @@ class Table:
 
     def _is_numeric(self, column: int) -> bool:
         cells = [row[column] for row in self.rows if row[column] is not None]
-        return bool(cells) and all(not isinstance(cell, str) or re.match(r"[-\u2212]?\d", cell) for cell in cells)
+        return bool(cells) and all(not isinstance(cell, str) or re.match(r"(< )?[-+\u2212]?\d", cell) for cell in cells)
 
 
-def post_training_table(
-    rows: Sequence[Row],
-    epochs: Sequence[int] = PUBLISHED_EPOCHS,
-    published: Mapping[tuple[str, int, int], Sequence[float]] | None = None,
-) -> Table:
+def post_training_table(rows: Sequence[Row], epochs: Sequence[int] | None = None, step: str = "epoch") -> Table:
     """Tabulate post-training runs as the paper's Tables 1 to 6 do.
 
     Args:
         rows: finished post-training runs, all of one network on one data set.
-        epochs: after which epochs to give the test accuracy.
-        published: by (method, l_start, l_stop), published mean accuracies in percent after 1, 5 and 10 epochs, to be
-            shown beside ours.
+        epochs: after which epochs to give the test accuracy; None for the published ones, 1, 5 and 10.
+        step: what the entries of the history are: "epoch", or "sweep" of the closed form.
 
     Returns:
         One line per method and layers trained (and other settings, where these differ): trained parameters, peak
-        memory in MB (of 10^6 bytes; the largest of the runs), test accuracy in percent, as mean and sample standard
-        deviation where there are several seeds. The best value of each accuracy column is bold.
+        memory in MB (of 10^6 bytes; the largest of the runs), seconds of a run (mean), test accuracy in percent, as
+        mean and sample standard deviation where there are several seeds. Nothing is bold: the highest of many means
+        is no finding.
 
     Raises:
         ValueError: as :func:`group_runs` does.
 
     Example:
         >>> run = {"settings": {"method": "fr", "seed": 0}, "l_start": 0, "l_stop": 1, "parameters": 52,
-        ...        "peak_memory_bytes": 8_000_000, "baseline_accuracy": 0.9762,
+        ...        "peak_memory_bytes": 8_000_000, "baseline_accuracy": 0.9762, "seconds": 2.0, "target_seconds": 0.5,
         ...        "history": [{"epoch": 1, "accuracy": 0.98}]}
-        >>> table = post_training_table([run], epochs=(1,), published={("fr", 0, 1): (97.682, 97.688, 97.692)})
+        >>> table = post_training_table([run], epochs=(1,))
         >>> table.columns
-        ['trained', 'parameters', 'peak memory (MB)', 'epoch 1 (%)', 'epoch 1, published (%)']
+        ['trained', 'parameters', 'peak memory (MB)', 'seconds', 'epoch 1 (%)']
         >>> table.rows
-        [['FR (0, 1)', 52, '8.00', '98.00', '97.68']]
+        [['FR (0, 1)', 52, '8.00', '2.50', '98.00']]
     """
     groups = group_runs(rows)
-    theirs = {(method.lower(), start, stop): values for (method, start, stop), values in (published or {}).items()}
-    columns = ["trained", "parameters", "peak memory (MB)"]
-    lines: list[list[Cell]] = [[group.label, group.runs[0]["parameters"], _peak_memory(group)] for group in groups]
-    bold: set[tuple[int, int]] = set()
-
-    def add(head: str, means: list[float | None], texts: list[str | None]) -> None:
-        # By what is printed: of two equal numbers, one bold and one not, a reader would think that one is wrong.
-        printed = [None if mean is None else round(mean, 2) for mean in means]
-        best = max((mean for mean in printed if mean is not None), default=None)
-        bold.update((i, len(columns)) for i, mean in enumerate(printed) if mean is not None and mean == best)
-        columns.append(head)
-        for line, text in zip(lines, texts, strict=True):
-            line.append(text)
-
-    for epoch in epochs:
-        found = [group.accuracies(epoch) for group in groups]
-        add(
-            f"epoch {epoch} (%)",
-            [_mean(values) for values in found],
-            [_printed(*pair) for pair in zip(found, groups, strict=True)],
+    epochs = PUBLISHED_EPOCHS if epochs is None else epochs
+    lines: list[list[Cell]] = []
+    for group in groups:
+        memory, seconds = list(group.peak_memory().values()), group.seconds()
+        found = [group.accuracies(epoch) for epoch in epochs]
+        lines.append(
+            [
+                group.label,
+                group.runs[0]["parameters"],
+                three_digits(max(memory)) if memory else None,
+                three_digits(statistics.fmean(seconds)) if seconds else None,
+                *(_printed(values, group) for values in found),
+            ]
         )
-        if theirs and epoch in PUBLISHED_EPOCHS:
-            column = PUBLISHED_EPOCHS.index(epoch)
-            values = [theirs.get((group.method, group.l_start, group.l_stop)) for group in groups]
-            means = [None if value is None else float(value[column]) for value in values]
-            add(f"epoch {epoch}, published (%)", means, [None if mean is None else f"{mean:.2f}" for mean in means])
-
     settings = rows[0]["settings"]
     about = " on ".join(str(settings[key]) for key in ("network", "data") if settings.get(key))
     title = f"Post-training {about}" if about else "Post-training"
-    return Table(f"{title}: test accuracy", columns, lines, _note(groups, bool(theirs)), frozenset(bold))
+    columns = ["trained", "parameters", "peak memory (MB)", "seconds", *(f"{step} {epoch} (%)" for epoch in epochs)]
+    return Table(f"{title}: test accuracy", columns, lines, _note(groups))
 
 
 def diagnosis_table(diagnosis: Sequence[Mapping[str, Any]]) -> Table:
@@ -255,27 +240,12 @@ def _shown(cell: Cell) -> str:
     return f"{cell:,.0f}" if 1e4 <= abs(cell) < 1e9 else f"{cell:.4g}"
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
 def _printed(values: Sequence[float], group: RunGroup) -> str | None:
-    if not values:
-        return None
-    spread = f" \u00b1 {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    count = f" ({len(values)} of {len(group.runs)})" if len(values) < len(group.runs) else ""
-    return f"{statistics.fmean(values):.2f}{spread}{count}"
+    text = mean_and_spread(values)
+    return f"{text} ({len(values)} of {len(group.runs)})" if text and len(values) < len(group.runs) else text
 
 
-def _peak_memory(group: RunGroup) -> str | None:
-    peaks = [run["peak_memory_bytes"] for run in group.runs if run.get("peak_memory_bytes") is not None]
-    return three_digits(max(peaks) / 1e6) if peaks else None
-
-
-PUBLISHED_RUNS = 10  # of each cell of FR-PT's Tables 1 to 6
-
-
-def _note(groups: Sequence[RunGroup], with_published: bool) -> str:
+def _note(groups: Sequence[RunGroup]) -> str:
     runs = [run for group in groups for run in group.runs]
     sizes = sorted({len(group.runs) for group in groups})
     each = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
@@ -284,14 +254,30 @@ def _note(groups: Sequence[RunGroup], with_published: bool) -> str:
         parts.append("\u00b1 is the sample standard deviation over the seeds of a line.")
     baseline = 100 * statistics.fmean(run["baseline_accuracy"] for run in runs)
     parts.append(f"Baseline accuracy (mean): {baseline:.2f} %.")
-    reductions: dict[str, int] = {}
+    if any(run.get("seconds") is not None for run in runs):
+        parts.append("Seconds: of one whole run, wanted features included.")
+    parts += reductions(runs)
+    return " ".join(parts)
+
+
+def reductions(runs: Sequence[Row]) -> list[str]:
+    """Say what reduced runs reduce.
+
+    Args:
+        runs: finished runs.
+
+    Returns:
+        One sentence for each reduction that any of the runs names.
+
+    Example:
+        >>> reductions([{"settings": {"reduced": "2 of 10 runs"}}, {"settings": {}}])
+        ['Reduced (1 of the runs): 2 of 10 runs.']
+    """
+    counts: dict[str, int] = {}
     for run in runs:
         if run["settings"].get("reduced"):
-            reductions[run["settings"]["reduced"]] = reductions.get(run["settings"]["reduced"], 0) + 1
-    for text, count in reductions.items():
-        parts.append(f"Reduced ({'all' if count == len(runs) else count} of the runs): {text.rstrip('.')}.")
-    if with_published:
-        parts.append("Published: the means of 10 runs a line that the paper prints, from a baseline of its own.")
-        if sizes[0] < PUBLISHED_RUNS:
-            parts.append(f"Reduced: {each} of the paper's {PUBLISHED_RUNS} runs a line.")
-    return " ".join(parts)
+            counts[run["settings"]["reduced"]] = counts.get(run["settings"]["reduced"], 0) + 1
+    return [
+        f"Reduced ({'all' if count == len(runs) else count} of the runs): {text.rstrip('.')}."
+        for text, count in counts.items()
+    ]
