@@ -115,6 +115,18 @@ def test_ties_and_zeros_among_differences_do_not_disturb():
     assert paired.p == pytest.approx(stats.ttest_1samp([1, 1, 0, 2, 1], 0).pvalue)
 
 
+@given(st.lists(st.integers(-4, 4), min_size=2, max_size=7).filter(lambda values: len(set(values)) > 1))
+def test_the_signed_rank_test_is_exact_with_ties(values):
+    kept = np.array([value for value in values if value])
+    ranks = stats.rankdata(abs(kept))
+    sums = [sum(itertools.compress(ranks, signs)) for signs in itertools.product((0, 1), repeat=len(kept))]
+    found = sum(ranks[kept > 0])
+    tails = np.mean([one <= found for one in sums]), np.mean([one >= found for one in sums])
+    assert compare(dict(enumerate(values)), dict.fromkeys(range(9), 0)).wilcoxon == pytest.approx(
+        min(1, 2 * min(tails))
+    )
+
+
 def test_holm_by_hand():
     # sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1: 0.02, 0.03, 0.06, and 0.04 raised to what came before
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

@@ -33,8 +33,6 @@ from revprop.report import (
 )
 from revprop.runs import RunStore
 
-MINUS = "\u2212"
-
 
 def lines(table):
     return {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
@@ -62,6 +60,29 @@ def test_the_summary_holds_every_way_against_the_baseline_and_the_best_of_bp():
     assert "optimistic" in table.note
 
 
+def test_one_training_after_another_is_a_way_of_its_own_and_pays_for_both():
+    first = {"method": "solve", "margin": 6.0}
+    rows = study({(0, 1): 0.0}, seeds=2)
+    for seed in (0, 1):
+        spent = {"seconds": 3.0, "target_seconds": 1.0, "peak_memory_bytes": 9e6}
+        rows.append({**make_run("fr", (0, 1), seed, 0.63, first=first), "first": spent})
+    grid = Grid.of(rows)
+    assert [(way.method, way.label) for way in grid.ways] == [
+        *(("bp", "BP"), ("fr", "FR"), ("solve+fr", "Closed form, then FR"))
+    ]
+    assert [way.label for way in grid.fr] == ["FR"]
+    chained = lines(summary_table(grid))["Closed form, then FR"]
+    assert chained["after"] == "epoch 1"
+    assert chained["seconds (BP = 1)"] == "6.50 (2.6)"  # 2 + 0.5, and 3 + 1 before
+    assert chained["MB (BP = 1)"] == "9.00 (1.1)"
+
+
+def test_what_was_measured_on_held_out_images_says_so():
+    rows = [make_run(seed=seed, holdout=0.1) for seed in (0, 1)]
+    assert "held-out training images" in study_tables(rows)[0].title
+    assert all("held-out" in section.heading for section in post_training_sections(rows, draw=False))
+
+
 # --- tables of cells --------------------------------------------------------------------------------------------------
 
 
@@ -78,9 +99,10 @@ def test_only_shown_differences_are_bold():
     }
     paired = grid.against_bp(grid.fr[0], 10)
     assert [one.corrected for one in paired.values()] == holm([one.p for one in paired.values()])
-    assert found["(0, 1)"]["seeds"] == 6
-    assert found["(0, 1)"][f"FR {MINUS} BP, published"] == "+0.055"  # 62.722 - 62.667
-    assert "3 cells tested by Holm" in table.note
+    assert found["(0, 1)"]["FR \u2212 BP"].startswith("+1.000 [+0.")
+    assert "over the 6 seeds" in table.note
+    assert found["(0, 1)"]["published"] == "+0.055"  # 62.722 - 62.667
+    assert "for the 3 cells tested" in table.note
 
 
 def test_cells_that_cannot_be_tested_say_so():
@@ -88,7 +110,7 @@ def test_cells_that_cannot_be_tested_say_so():
     grid = Grid.of(rows)
     found = lines(comparison_table(grid, grid.fr[0], 10))
     assert found["(0, 1)"]["verdict"] == "not tested: 1 shared seed"
-    assert found["(0, 1)"]["95 % interval"] is None
+    assert found["(0, 1)"]["FR \u2212 BP"] == "+1.100"
     assert "1 cell with fewer than two shared seeds not tested" in cell_verdicts(grid, grid.fr[0])
     alone = Grid.of([make_run()])
     assert comparison_table(alone, alone.fr[0], 10) is None

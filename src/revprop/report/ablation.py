@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from revprop.report.aggregation import METHOD_NAMES, RunGroup, describe_options, three_digits
+from revprop.report.aggregation import RunGroup, describe_options, method_name, three_digits
 from revprop.report.comparison import Paired, compare, correct
 from revprop.report.grid import Grid, Way, default_way, options_of
 from revprop.report.numerals import mean_and_spread, p_value, with_interval
@@ -110,7 +110,7 @@ def ablation_table(grid: Grid, references: Grid | None = None) -> Table:
     heads = ["changed", "layers", "accuracy (%)", "gain over the baseline", "minus BP", "p, corrected"]
     heads += ["minus the default", "p, corrected", "seconds", "memory (MB)"]
     described = "; ".join(
-        f"{METHOD_NAMES.get(method, method)}: {describe_options(_named(way)) or 'as the library has it'}"
+        f"{method_name(method)}: {describe_options(_named(way)) or 'as the library has it'}"
         for method, way in defaults_of(grid).items()
     )
     note = (
@@ -140,7 +140,7 @@ def _end(group: RunGroup | None) -> dict[int, float]:
 
 
 def _name(way: Way, default: Way) -> str:
-    name = METHOD_NAMES.get(way.method, way.method)
+    name = method_name(way.method)
     if way is default:
         return f"{name}, default"
     mine, usual = options_of(way), options_of(default)

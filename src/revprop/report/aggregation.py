@@ -15,6 +15,8 @@ METHOD_NAMES = {"fr": "FR", "bp": "BP", "solve": "Closed form"}
 NEEDED_IN_A_RUN = ("settings", "l_start", "l_stop", "parameters", "baseline_accuracy", "history")
 NO_RUNS = "there is no finished post-training run to report: run some first, and check that this is their folder"
 
+# between the methods of a run that trains by one and then goes on by another
+THEN = "+"
 # settings that say which run it is, not how it was run
 WHICH_RUN = ("seed", "start", "stop")
 # settings whose values say what they are
@@ -26,7 +28,7 @@ class RunGroup:
     """Runs that differ in their seed alone: one line of a table, one curve of a figure.
 
     Args:
-        method: "fr", "bp", or another method's name.
+        method: "fr", "bp", or another method's name; "solve+fr" for one after the other.
         l_start: the number of the last frozen layer in front (0: none).
         l_stop: the number of the last trained layer.
         variant: where runs of the same method have other settings too: which ones these have.
@@ -46,12 +48,12 @@ class RunGroup:
     @property
     def method_label(self) -> str:
         """The method, and the variant if there is one, to be read."""
-        return ", ".join(part for part in (METHOD_NAMES.get(self.method, self.method), self.variant) if part)
+        return ", ".join(part for part in (method_name(self.method), self.variant) if part)
 
     @property
     def label(self) -> str:
         """The method, the layers as (lS, lR), and the variant if there is one, to be read."""
-        label = f"{METHOD_NAMES.get(self.method, self.method)} ({self.l_start}, {self.l_stop})"
+        label = f"{method_name(self.method)} ({self.l_start}, {self.l_stop})"
         return f"{label}, {self.variant}" if self.variant else label
 
     @property
@@ -130,13 +132,18 @@ class RunGroup:
                     if epoch is None
                     else sum(entry.get("seconds") or 0.0 for entry in run["history"] if entry["epoch"] <= epoch)
                 )
-                found.append(float(spent) + float(run.get("target_seconds") or 0.0))
+                before = run.get("first") or {}  # another training that this one goes on from
+                parts = (spent, run.get("target_seconds"), before.get("seconds"), before.get("target_seconds"))
+                found.append(float(sum(part or 0.0 for part in parts)))
         return found
 
     def peak_memory(self) -> dict[int, float]:
         """The peak memory of each run in MB (of 10^6 bytes) by seed, for the runs that tell it."""
         return {
-            int(run["settings"].get("seed", 0)): run["peak_memory_bytes"] / 1e6
+            int(run["settings"].get("seed", 0)): max(
+                run["peak_memory_bytes"], (run.get("first") or {}).get("peak_memory_bytes") or 0
+            )
+            / 1e6
             for run in self.runs
             if run.get("peak_memory_bytes")
         }
@@ -190,20 +197,57 @@ def group_runs(rows: Sequence[Row]) -> list[RunGroup]:
     members: dict[tuple[int, int, str, str], list[Row]] = {}
     options: dict[str, dict[str, Mapping[str, Any]]] = {}  # by method and canonical text
     for row in rows:
-        settings = {key: value for key, value in row["settings"].items() if key not in WHICH_RUN and value is not None}
-        text = json.dumps(settings, sort_keys=True, default=str)
-        options.setdefault(settings["method"], {})[text] = settings
-        members.setdefault((row["l_stop"], row["l_start"], settings["method"], text), []).append(row)
+        given = run_options(row["settings"])
+        text = json.dumps(given, sort_keys=True, default=str)
+        options.setdefault(given["method"], {})[text] = given
+        members.setdefault((row["l_stop"], row["l_start"], given["method"], text), []).append(row)
     variants = {}
     for method, same in options.items():
         names = sorted({key for one in same.values() for key in one})
         varying = [name for name in names if len({json.dumps(s.get(name), default=str) for s in same.values()}) > 1]
-        for text, given in same.items():
-            variants[method, text] = describe_options({name: given.get(name) for name in varying})
+        for text, one in same.items():
+            variants[method, text] = describe_options({name: one.get(name) for name in varying})
     groups = []
     for (l_stop, l_start, method, text), runs in sorted(members.items(), key=lambda item: item[0][:3]):
         groups.append(RunGroup(method, l_start, l_stop, variants[method, text], tuple(runs)))
     return groups
+
+
+def run_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what a run was made with, whichever run it is: without its seed and layers, and options that are None.
+
+    Args:
+        settings: those of its row. Under `first` may be those of a training that it goes on from.
+
+    Returns:
+        Values by name; `method` names all trainings in turn, and options of the first ones begin with "first".
+
+    Example:
+        >>> run_options({"method": "fr", "alpha": 0.1, "seed": 3, "first": {"method": "solve", "margin": 6}})
+        {'method': 'solve+fr', 'alpha': 0.1, 'first margin': 6}
+    """
+    found = {key: value for key, value in settings.items() if key not in (*WHICH_RUN, "first") and value is not None}
+    if settings.get("first"):
+        before = run_options(settings["first"])
+        found["method"] = f"{before.pop('method')}{THEN}{found['method']}"
+        found |= {f"first {key}": value for key, value in before.items()}
+    return found
+
+
+def method_name(method: str) -> str:
+    """Name a method, or one after the other, to be read.
+
+    Args:
+        method: as a :class:`RunGroup` has it.
+
+    Returns:
+        Its name.
+
+    Example:
+        >>> method_name("bp"), method_name("solve+fr"), method_name("mine")
+        ('BP', 'Closed form, then FR', 'mine')
+    """
+    return ", then ".join(METHOD_NAMES.get(part, part) for part in method.split(THEN))
 
 
 def describe_options(options: Mapping[str, Any]) -> str:

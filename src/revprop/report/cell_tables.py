@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from revprop.report.aggregation import METHOD_NAMES, three_digits
+from revprop.report.aggregation import method_name, three_digits
 from revprop.report.grid import Grid, Way
-from revprop.report.numerals import MINUS, interval, mean_and_spread, p_value, signed
+from revprop.report.numerals import MINUS, mean_and_spread, p_value, signed, with_interval
 from revprop.report.published import PUBLISHED_EPOCHS, PublishedRow, PublishedTable
 from revprop.report.tables import Cell, Table
 
@@ -96,13 +96,13 @@ def comparison_table(grid: Grid, way: Way, epoch: int | None = None) -> Table | 
         ... ]
         >>> grid = Grid.of(runs)
         >>> comparison_table(grid, grid.fr[0], 1).rows[0][:5]
-        ['(0, 1)', '50.00 ± 0.00', '62.50 ± 0.00', '+12.500', None]
+        ['(0, 1)', '50.00 ± 0.00', '62.50 ± 0.00', '+12.500', '0.50']
     """
     found = grid.against_bp(way, epoch)
     bp = grid.bp
     if bp is None or not any(paired.seeds for paired in found.values()):
         return None
-    name = METHOD_NAMES.get(way.method, way.method)
+    name = method_name(way.method)
     theirs = grid.published if way.method == "fr" and epoch in PUBLISHED_EPOCHS else None
     lines: list[list[Cell]] = []
     bold: set[tuple[int, int]] = set()
@@ -113,12 +113,10 @@ def comparison_table(grid: Grid, way: Way, epoch: int | None = None) -> Table | 
             str(layers),
             mean_and_spread(list(other.values())),
             mean_and_spread(list(ours.values())),
-            signed(paired.mean),
-            interval(paired),
+            with_interval(paired),
             p_value(paired.p),
             p_value(paired.corrected),
             p_value(paired.wilcoxon),
-            paired.seeds,
             paired.verdict(name, "BP"),
         ]
         if paired.shown:
@@ -126,16 +124,18 @@ def comparison_table(grid: Grid, way: Way, epoch: int | None = None) -> Table | 
         if theirs is not None and epoch is not None:
             line.append(signed(published_difference(theirs, layers, epoch)))
         lines.append(line)
-    heads = ["layers", "BP (%)", f"{name} (%)", f"{name} {MINUS} BP", "95 % interval"]
-    heads += ["p", "p, corrected", "p, Wilcoxon", "seeds", "verdict"]
+    heads = ["layers", "BP (%)", f"{name} (%)", f"{name} {MINUS} BP"]
+    heads += ["p", "corrected", "Wilcoxon", "verdict"]
+    seeds = sorted({paired.seeds for paired in found.values()})
+    shared = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     tested = sum(paired.p is not None for paired in found.values())
     note = (
-        f"{name} {MINUS} BP in points of a percent, paired over seeds: both start from the same baseline. Interval and p by "
-        f"the paired t test, p corrected for the {tested} cells tested by Holm's method; beside it, uncorrected, the "
-        "Wilcoxon signed-rank test. Bold: a corrected p below 0.05."
+        f"{name} {MINUS} BP in points of a percent, paired over the {shared} seeds that both have: the same baselines. 95 % "
+        f"interval and p by the paired t test, then p corrected by Holm's method for the {tested} cells tested, and the p of "
+        "Wilcoxon's signed-rank test, uncorrected. Bold: a corrected p below 0.05."
     )
     if theirs is not None:
-        heads.append(f"{name} {MINUS} BP, published")
+        heads.append("published")
         note += f" Published: the difference of the means in Table {theirs.number}, whatever its baseline and data."
     after = "at the end of each" if epoch is None else f"after {epoch} epoch{'s' if epoch > 1 else ''}"
     return Table(f"{grid.name}: {way.label} against BP {after}", heads, lines, note, frozenset(bold))
@@ -165,7 +165,7 @@ def memory_table(grid: Grid, way: Way) -> Table | None:
     bp, theirs = grid.bp, grid.published if way.method == "fr" else None
     if bp is None:
         return None
-    name = METHOD_NAMES.get(way.method, way.method)
+    name = method_name(way.method)
     lines: list[list[Cell]] = []
     all_ours, all_theirs = [], []
     for layers, group in way.cells.items():

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from revprop.report.ablation import Change
-from revprop.report.aggregation import METHOD_NAMES
+from revprop.report.aggregation import method_name
 from revprop.report.cell_tables import published_difference
 from revprop.report.comparison import Paired
 from revprop.report.figures import GREY, METHOD_COLOURS, figure_style, fix_layout
@@ -129,7 +129,7 @@ def comparison_figure(grid: Grid, way: Way) -> Figure | None:
             published[title] = {label: value for label, value in differences.items() if value is not None}
     if not any(paired.seeds for part in panels.values() for paired in part.values()):
         return None
-    name = METHOD_NAMES.get(way.method, way.method)
+    name = method_name(way.method)
     colours = METHOD_COLOURS.get(way.method, METHOD_COLOURS["fr"]), METHOD_COLOURS["bp"]
     figure = difference_dots(panels, (name, colours[0]), ("BP", colours[1]), published or None)
     figure.set_label(f"Against BP by cell: {way.label}. {figure.get_label()}")

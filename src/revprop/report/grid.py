@@ -7,14 +7,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from revprop.report.aggregation import Row, RunGroup, group_runs
+from revprop.report.aggregation import THEN, Row, RunGroup, group_runs, run_options
 from revprop.report.comparison import Paired, compare, correct
 from revprop.report.published import PUBLISHED, PUBLISHED_EPOCHS, PublishedTable
 
 Layers = tuple[int, int]
 
 # What runs must share to stand in one table; everything else is a way of training.
-STUDY = ("network", "data", "study", "reduced", "samples", "holdout", "classes", "baseline_epochs")
+STUDY = (
+    *("network", "data", "study", "reduced", "samples", "holdout", "classes"),
+    *("baseline_epochs", "baseline_learning_rate", "weights", "mean", "std"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Way:
     @property
     def by_epochs(self) -> bool:
         """Whether it is trained by epochs, so that epochs of several ways compare; the closed form counts sweeps."""
-        return self.method in ("bp", "fr")
+        return self.method.split(THEN)[-1] in ("bp", "fr")
 
     @property
     def last(self) -> int:
@@ -111,9 +114,10 @@ class Grid:
 
     @property
     def name(self) -> str:
-        """The network and the data set."""
+        """The network and the data set, and whether accuracies are of held-out training images, not of the test set."""
         settings = self.rows[0]["settings"]
-        return " on ".join(str(settings[key]) for key in ("network", "data") if settings.get(key))
+        name = " on ".join(str(settings[key]) for key in ("network", "data") if settings.get(key))
+        return f"{name}, held-out training images" if settings.get("holdout") else name
 
     @property
     def epochs(self) -> tuple[int, ...]:
@@ -198,9 +202,9 @@ def default_way(ways: Sequence[Way]) -> Way:
 
 
 def options_of(way: Way) -> dict[str, object]:
-    """The settings of a way's runs that say how they were run, without the seed, the layers and what a study shares."""
-    settings = next(iter(way.cells.values())).runs[0]["settings"]
-    return {key: value for key, value in settings.items() if key not in ("seed", "start", "stop", "kind", *STUDY)}
+    """The options of a way: what its runs were made with but for what a whole study shares."""
+    options = run_options(next(iter(way.cells.values())).runs[0]["settings"])
+    return {key: value for key, value in options.items() if key not in ("kind", *STUDY)}
 
 
 def split_by_study(rows: Sequence[Row]) -> list[list[Row]]:

@@ -9,7 +9,7 @@ from revprop.report.aggregation import Row
 from revprop.report.cell_tables import comparison_table, memory_table, published_table
 from revprop.report.difference_figures import ablation_figure, comparison_figure
 from revprop.report.figures import accuracy_curves
-from revprop.report.grid import Grid, split_by_study
+from revprop.report.grid import STUDY, Grid, split_by_study
 from revprop.report.page import Section
 from revprop.report.summary import summary_table
 from revprop.report.tables import Table, post_training_table
@@ -144,7 +144,7 @@ def _heading(grid: Grid, grids: Sequence[Grid]) -> str:
     rivals = [other.rows[0]["settings"] for other in grids if other.name == grid.name and _study(other) == _study(grid)]
     apart = [
         f"{key} {settings[key]}" if key != "reduced" else str(settings[key])
-        for key in ("reduced", "samples", "holdout", "classes", "baseline_epochs")
+        for key in (key for key in STUDY if key not in ("network", "data", "study"))
         if len({str(rival.get(key) or "") for rival in rivals}) > 1 and settings.get(key)
     ]
     separator = ": " if _study(grid) == ABLATION else " "

@@ -91,14 +91,14 @@ class Table:
             <tr><th scope="row">&lt;x&gt;</th><td class="number"><strong>1,024</strong></td></tr>
         """
 
-        number = ' class="number"'
+        number, short = ' class="number"', ' class="short"'
 
         def cell(i: int, j: int, value: Cell) -> str:
             text = html.escape(_shown(value))
             text = f"<strong>{text}</strong>" if (i, j) in self.bold else text
             if j == 0:
                 return f'<th scope="row">{text}</th>'
-            return f"<td{number}>{text}</td>" if self._is_numeric(j) else f"<td>{text}</td>"
+            return f"<td{number if self._is_numeric(j) else short if len(text) < 30 else ''}>{text}</td>"
 
         heads = "".join(
             f'<th scope="col"{number if j and self._is_numeric(j) else ""}>{html.escape(column)}</th>'
@@ -188,7 +188,8 @@ def post_training_table(rows: Sequence[Row], epochs: Sequence[int] | None = None
     about = " on ".join(str(settings[key]) for key in ("network", "data") if settings.get(key))
     title = f"Post-training {about}" if about else "Post-training"
     columns = ["trained", "parameters", "peak memory (MB)", "seconds", *(f"{step} {epoch} (%)" for epoch in epochs)]
-    return Table(f"{title}: test accuracy", columns, lines, _note(groups))
+    measured = "accuracy on held-out training images" if settings.get("holdout") else "test accuracy"
+    return Table(f"{title}: {measured}", columns, lines, _note(groups))
 
 
 def diagnosis_table(diagnosis: Sequence[Mapping[str, Any]]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from revprop.report.aggregation import METHOD_NAMES
+from revprop.report.aggregation import method_name
 from revprop.report.comparison import LEVEL, Paired, compare_choices
 from revprop.report.grid import Grid, Layers, Way
 from revprop.report.numerals import interval, p_value, signed, with_interval
@@ -31,7 +31,7 @@ def cell_verdicts(grid: Grid, way: Way) -> str:
         >>> print(cell_verdicts(Grid.of(runs), Grid.of(runs).fr[0]))
         FR against BP: after 1 epoch FR beats BP in 1 of 1 cell (corrected p < 0.05): (0, 1); BP beats FR in none.
     """
-    name = _inside(METHOD_NAMES.get(way.method, way.method))
+    name = _inside(method_name(way.method))
     sentences: list[str] = []
     for epoch in reversed(grid.epochs) if way.by_epochs else [None]:
         found = grid.against_bp(way, epoch)
