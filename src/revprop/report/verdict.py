@@ -86,7 +86,7 @@ def best_verdicts(grid: Grid) -> list[str]:
     if any(one.best.candidates > 1 and one.gain.seeds > 1 for one in found):
         paragraphs.append(
             "Each best is the highest of many means, found on the test set that it is reported on, as the paper's are: part of "
-            "it is luck, its p-values are too small, and only differences far below 0.05 deserve belief. Chosen on the other "
+            "it is luck, its p-values are too small, and only p far below 0.05 deserve belief. Chosen on the other "
             "seeds means: for every seed, layers and epoch are chosen without it and measured on it."
         )
     paragraphs += _published_margin(grid)
