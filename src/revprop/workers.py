@@ -25,6 +25,8 @@ from typing import Any, Literal, Protocol
 
 __all__ = ["Here", "Outcome", "Processes", "RayActors", "Workers", "count_cores"]
 
+# nothing of this process is copied: threads and a GPU in use do not survive a fork
+START_METHOD = "spawn"
 # workers that die before they are ready, one after the other, until it is the start itself that must be at fault
 FAILED_STARTS = 5
 
@@ -128,7 +130,7 @@ class Processes:
     """
 
     def __init__(self, count: int, gpus: Sequence[str] = ()) -> None:
-        self._context = multiprocessing.get_context("spawn")
+        self._context: Any = multiprocessing.get_context(START_METHOD)
         self._gpus = gpus
         self._slots: list[_Process | None] = [None] * count
         self._failed_starts = 0

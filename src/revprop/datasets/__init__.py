@@ -21,6 +21,7 @@ from revprop.datasets.files import walk_files
 from revprop.datasets.image_folder import PARTS, SUFFIXES, load_image_folder
 from revprop.datasets.images import ImageData, Split
 from revprop.datasets.made import MADE, load_made
+from revprop.datasets.tiny_imagenet import load_tiny_imagenet
 from revprop.errors import near_matches
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "load_image_folder",
     "load_made",
     "load_npz",
+    "load_tiny_imagenet",
     "read_idx",
 ]
 
@@ -81,7 +83,21 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "cifar10-jpeg": ("cifar10/cifar10_jpeg.tar.gz",),
     "cifar10-lossless": ("cifar10/cifar10_lossless_subset.npz",),
     "tinyimagenet10": ("images/tinyimagenet10.tar.gz",),
+    "tiny-imagenet": tuple(
+        f"{folder}{name}" for name in ("tiny-imagenet-200", "tiny-imagenet-200.tar.gz") for folder in ("", "images/")
+    ),
+    **{
+        name: tuple(
+            f"{folder}{name}{form}{end}"
+            for form in ("2", "2-320", "2-160", "")
+            for end in ("", ".tgz", ".tar.gz")
+            for folder in ("", "images/")
+        )
+        for name in ("imagenette", "imagewoof")
+    },
 }
+
+_SIZES = {"imagenette": 224, "imagewoof": 224}  # their images have many sizes; this one is the papers'
 
 
 _DOWNLOADS = {"mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
@@ -129,9 +145,11 @@ def load_data(
     """Load labelled images by name, or from a file or folder whose form is recognised by its content.
 
     Args:
-        spec: "digits", "mnist", "cifar10", "cifar100", "cifar10-jpeg", "cifar10-lossless" or "tinyimagenet10" (all but
-            the first under :func:`data_root`); or a path: a folder or archive of IDX files, CIFAR batches or images in
-            class folders, or an ``.npz`` file. A name goes before a path: write ``./mnist`` for a folder of that name.
+        spec: "digits", "mnist", "cifar10", "cifar100", "tiny-imagenet", "imagenette", "imagewoof" (these two at 224 pixels
+            where ``size`` says nothing else), "cifar10-jpeg", "cifar10-lossless" or "tinyimagenet10" (all but the first
+            under :func:`data_root`); or a path: a folder or archive of IDX files, CIFAR batches, Tiny ImageNet as it
+            comes, or images in class folders, or an ``.npz`` file. A name goes before a path: write ``./mnist`` for a
+            folder of that name.
             "made:mnist", "made:imagenette", ...: made images of that data set's shape, see :func:`load_made`.
         size: as for :func:`load_image_folder`; images in class folders only.
         cache: as for :func:`load_image_folder`; archives of images in class folders only.
@@ -171,7 +189,7 @@ def load_data(
         remedy = "set REVPROP_DATA to the folder that holds it, or give its path"
         remedy += ", or download=True" if spec in _DOWNLOADS else ""
         raise FileNotFoundError(f"no data for {spec!r}: looked in {root} for {', '.join(_PLACES[spec])}: {remedy}")
-    split = _load_path(found, size, cache)
+    split = _load_path(found, _SIZES.get(spec) if size is None else size, cache)
     return Split(replace(split.train, name=spec), replace(split.test, name=spec))
 
 
@@ -186,7 +204,8 @@ def _load_path(path: Path, size: int | None, cache: str | Path | None) -> Split:
             break
     if len(forms) != 1:
         expected = (
-            "IDX files, CIFAR batches, an .npz archive, or train/CLASS/FILE with test/CLASS/FILE or val/CLASS/FILE"
+            "IDX files, CIFAR batches, an .npz archive, Tiny ImageNet as it comes, or train/CLASS/FILE with "
+            "test/CLASS/FILE or val/CLASS/FILE"
         )
         given = ", ".join(sorted(f"{form} in {path / folder}" for form, folder in forms)) or "none of them"
         raise ValueError(f"{path}: expected one of {expected}; found {given}")
@@ -194,6 +213,9 @@ def _load_path(path: Path, size: int | None, cache: str | Path | None) -> Split:
     where = path / folder if path.is_dir() else path
     if form == "images":
         return load_image_folder(where, size, cache)
+    if form == "Tiny ImageNet":
+        _refuse_options(str(path), size, cache)
+        return load_tiny_imagenet(where)
     _refuse_options(str(path), size, cache)
     if form == "IDX" and path.is_dir():
         return load_idx_folder(where)
@@ -207,6 +229,9 @@ def _recognise(name: PurePosixPath) -> set[tuple[str, PurePosixPath]]:
     if any(step.startswith(".") for step in name.parts):
         return set()
     at = next((i for i, step in enumerate(name.parts[:2]) if step in PARTS), None)
+    inner = () if at is None else name.parts[at + 1 : -1]
+    if inner[-1:] == ("images",) and len(inner) <= 2 and name.suffix.lower() in SUFFIXES:
+        return {("Tiny ImageNet", PurePosixPath(*name.parts[:at]))}
     if at is not None and len(name.parts) == at + 3 and name.suffix.lower() in SUFFIXES:
         return {("images", PurePosixPath(*name.parts[:at]))}
     if name.name.removesuffix(".gz") in IDX_NAMES:

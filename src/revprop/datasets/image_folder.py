@@ -16,7 +16,7 @@ from revprop.datasets.array_files import NPZ_KEYS
 from revprop.datasets.files import name_data, read_npz, walk_files
 from revprop.datasets.images import Split, assemble_split
 
-__all__ = ["PARTS", "SUFFIXES", "load_image_folder"]
+__all__ = ["PARTS", "SUFFIXES", "decode_image", "load_image_folder"]
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -99,7 +99,7 @@ def _decode_all(source: Path, size: int | None) -> Split:
         folders[part].add(inner[0])
         if read is None or len(inner) != 2 or name.suffix.lower() not in SUFFIXES:
             continue
-        image = _decode(read(), f"{source}: {name}", size)
+        image = decode_image(read(), f"{source}: {name}", size)
         first = first or (name, image.shape)
         if image.shape != first[1]:
             sizes = [f"{file} has {shape[1]}x{shape[2]}" for file, shape in (first, (name, image.shape))]
@@ -127,7 +127,12 @@ def _decode_all(source: Path, size: int | None) -> Split:
     return assemble_split(name_data(source), arrays, sorted(folders["train"]))
 
 
-def _decode(content: bytes, where: str, size: int | None) -> npt.NDArray[Any]:
+def decode_image(content: bytes, where: str, size: int | None) -> npt.NDArray[Any]:
+    """Decode a JPEG or PNG file to (3, h, w), 0 to 255; cut to a square of ``size`` where one is given.
+
+    Raises:
+        ValueError: it cannot be decoded, or has more than 8 bits per channel; ``where`` is named.
+    """
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
             image.load()

@@ -168,8 +168,7 @@ def run(
     for cached in (_data, _start):
         cached.cache_clear()  # files may have changed since
     try:
-        tasks = grid_tasks(grid, folder, device)
-        _start.cache_clear()
+        tasks = grid_tasks(grid, folder.absolute(), device)  # workers of a cluster may start in another folder
         rows = sweep(tasks, workers=workers, engine=engine, device=device, report=report, describe=_describe)
     finally:
         for cached in (_data, _start):
