@@ -25,7 +25,7 @@ from revprop.datasets import load_data
 from revprop.networks import NETWORKS
 from revprop.runs import RunStore
 
-COMMANDS = ["demo", "check", "diagnose", "post-train", "reproduce", "report"]
+COMMANDS = ["demo", "check", "diagnose", "post-train", "reproduce", "study", "report"]
 DIGITS = ["--network", "digits", "--data", "digits", "--baseline-epochs", "2", "--device", "cpu"]
 
 OWN_MODULE = """
@@ -150,7 +150,9 @@ def test_demo(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     before = {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.json")}
     for name in ("revprop.training.fit", "revprop.post_training.fit"):
         monkeypatch.setattr(name, None)  # the second time nothing is trained
-    assert run("demo", "--out", "results") == (0, out, "")
+    code, again, _ = run("demo", "--out", "results")
+    shown = [line for line in out.splitlines() if not re.match(r"\d+(/| of )\d+ ", line)]  # all but the progress
+    assert (code, again.splitlines()) == (0, shown)
     assert {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.json")} == before
 
 
@@ -288,32 +290,70 @@ def test_report_of_several_folders(run: Any, tmp_path: Path) -> None:
     assert len(list(Path("figures").rglob("*.svg"))) == out.count(".svg") == 5
 
 
-@pytest.mark.parametrize("name", ["fr-pt/table1", "design/cifar10"])
-def test_reproduce(run: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """The real ones take long: here the same commands on digits."""
-    grid = cli.PostTrainingGrid(cli.Baseline("digits", "digits", 2), epochs=1, cells=(("fc1", "fc2"),), seeds=(0, 1))
-    quality = cli.reconstruction_quality.ReconstructionQuality("digits", "digits", epochs=2, samples=20)
-    monkeypatch.setitem(cli.TABLES, "fr-pt/table1", lambda seeds: grid if len(seeds) == 2 else None)
-    monkeypatch.setattr(cli.reconstruction_quality, "CIFAR10", quality)
-    code, out, err = run("reproduce", name, "--seeds", "2", "--out", "o", "--device", "cpu")
+@pytest.mark.parametrize(("name", "workers"), [("fr-pt/table1", "2"), ("design/cifar10", "1")])
+def test_reproduce(run: Any, name: str, workers: str) -> None:
+    arguments = ("reproduce", name, "--scale", "smoke", "--out", "o", "--device", "cpu", "--workers", workers)
+    code, out, err = run(*arguments)
     assert (code, err) == (0, "")
-    assert ("│ FR (3, 4)" in out) == (name == "fr-pt/table1")
+    assert ("│ FR (2, 3)" in out) == (name == "fr-pt/table1")
     assert ("Reconstructed features of digits on digits" in out) == (name == "design/cifar10")
-    assert out.splitlines()[-1] == f"report: o/{name}/report.html"
-    assert Path(f"o/{name}/report.html").exists()
-    assert len(RunStore(Path(f"o/{name}/rows")).rows()) == (4 if name == "fr-pt/table1" else 1)
+    assert out.splitlines()[-1] == f"report: o/{name}-smoke/report.html"
+    assert Path(f"o/{name}-smoke/report.html").exists()
+    rows = RunStore(Path(f"o/{name}-smoke/rows")).rows()
+    assert len(rows) == (12 if name == "fr-pt/table1" else 4)
+    if name == "fr-pt/table1":
+        assert "made images of the right shape, 1 epoch" in out
+        assert re.search(r"^13/13 seed 0: (BP|FR) \(\d, \d\) \d+\.\d\d % after 1 epochs, \d+\.\d s$", out, re.MULTILINE)
+        assert run(*arguments)[0] == 0
+        assert RunStore(Path(f"o/{name}-smoke/rows")).rows() == rows
 
 
-def test_the_published_tables_are_set_up_as_published() -> None:
-    for name, network, data, epochs in (
-        ("fr-pt/table1", "mnist", "mnist", 20),
-        ("fr-pt/table2", "cifar10", "cifar10-jpeg", 40),
-    ):
-        grid = cli.TABLES[name]((0, 1))
-        assert (grid.baseline.network, grid.baseline.data, grid.baseline.epochs) == (network, data, epochs)
-        assert (grid.alpha, grid.epochs, grid.seeds, grid.cells, grid.bp) == (0.1, 10, (0, 1), None, True)
-        assert [(way.strategy, way.rules) for way in grid.fr] == [("greedy", "paper"), ("global", "nearest")]
+def test_every_built_in_network_has_a_known_input_shape() -> None:
     assert set(cli.SHAPES) == set(NETWORKS)
+
+
+def test_a_study_of_ones_own(run: Any, own: str) -> None:
+    """A network and an image folder of one's own: with a baseline trained here, and with weights."""
+    common = ["--network", f"{own}:small", "--data", "images", "--device", "cpu", "--scale", "smoke", "--workers", "1"]
+    code, out, err = run("study", *common, "--baseline-epochs", "2", "--out", "o")
+    assert (code, err) == (0, "")
+    rows = RunStore(Path("o/rows")).rows()
+    assert len(RunStore(Path("o/baselines")).rows()) == 1
+    assert {row["settings"]["method"] for row in rows} == {"bp", "fr"}
+    assert {row["settings"].get("strategy", "global") for row in rows} == {"global"}
+    assert {row["settings"]["reduced"] for row in rows} == {"500 training images, 1 epoch"}
+    # of the blocks 0 (convolution), 1 (ReLU), 2 (flatten), 3 (linear map)
+    assert {(row["l_start"], row["l_stop"]) for row in rows} == {(0, 1), (0, 2), (0, 3), (0, 4), (1, 4), (2, 4), (3, 4)}
+    assert "(1, 2) is left out: no parameters between '0' and '1': nothing to train" in out
+    assert f"Post-training {own}:small on images" in out
+    assert out.splitlines()[-1] == "report: o/report.html"
+    scaled = ["--mean", "0.4", "0.4", "0.4", "--std", "0.2", "0.2", "0.2"]
+    arguments = [
+        *common,
+        *scaled,
+        "--weights",
+        "weights.safetensors",
+        "--cells",
+        "input:0",
+        "--ways",
+        "bp",
+        "--out",
+        "w",
+    ]
+    code, out, err = run("study", *arguments, "--seeds", "2", "--epochs", "2", "--seed", "5")
+    assert (code, err) == (0, "")
+    rows = RunStore(Path("w/rows")).rows()
+    assert [(row["settings"]["seed"], row["settings"]["start"], row["settings"]["stop"]) for row in rows] == [
+        (5, "input", "0"),
+        (6, "input", "0"),
+    ]
+    assert len(rows[0]["history"]) == 3
+    split = load_data("images")
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 3))
+    model.load_state_dict(load_file("weights.safetensors"))
+    with torch.no_grad():
+        right = model(split.test.scaled((0.4,) * 3, (0.2,) * 3)).argmax(1) == split.test.labels
+    assert rows[0]["baseline_accuracy"] == pytest.approx(float(right.double().mean()))
 
 
 # -- wrong input ------------------------------------------------------------------------------------
@@ -363,6 +403,9 @@ WRONG = {
     "alpha": (["post-train", *DIGITS, "--alpha", "2"], "alpha: expected the share .* given 2"),
     "epochs": (["post-train", *DIGITS, "--epochs", "-1"], "epochs: expected at least 0, given -1"),
     "rules": (["diagnose", *DIGITS, "--rules", "paper"], 'rules="paper" is the published greedy walk'),
+    "no data": (["reproduce", "fr-pt/table5"], "no data for 'imagenette' in .*--scale smoke needs none"),
+    "cells": (["study", *DIGITS, "--cells", "fc1"], "cells: expected START:STOP, e.g. input:conv1, given fc1"),
+    "no cell": (["study", *DIGITS, "--cells", "fc1:conv1"], r"cells: \[\('fc1', 'conv1'\)\] are not \(start, stop\)"),
     "samples": (["diagnose", *DIGITS, "--samples", "0"], "samples: expected at least 1, given 0"),
     "scaling": (["diagnose", *DIGITS, "--mean", "0.5"], "give --mean and --std together"),
     "channels": (
@@ -392,7 +435,8 @@ def test_wrong_input_gets_one_readable_line(run: Any, own: str, name: str) -> No
         (["chek"], ["chek", *COMMANDS]),
         ([], COMMANDS),
         (["post-train", *DIGITS, "--method", "rf"], ["invalid choice 'rf' for argument '--method'", "'fr', 'bp'"]),
-        (["reproduce", "fr-pt/table9"], ["invalid choice 'fr-pt/table9'", "'fr-pt/table1'"]),
+        (["reproduce", "fr-pt/table9"], ["unknown experiment 'fr-pt/table9'", "'fr-pt/table6'"]),
+        (["reproduce", "fr-pt/table1", "--scale", "papr"], ["invalid choice 'papr'", "'smoke', 'reduced', 'paper'"]),
         (["diagnose", "--network", "digits"], ["--data"]),
     ],
 )

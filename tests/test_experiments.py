@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html.parser
+import multiprocessing
 import os
 import random
 import re
@@ -16,13 +17,15 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from sweep_cases import gone
 from training_cases import Tied, changed, digits_network, run_and_kill, state_of
 
 from revprop.diagnosis import diagnose
 from revprop.experiments import baseline as baselines
 from revprop.experiments import demo, diagnosis_run, post_training_grid, post_training_run, reconstruction_quality
-from revprop.experiments.baseline import Baseline, Data, load_baseline
-from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct, pairs
+from revprop.experiments.baseline import Baseline, Data, load_baseline, load_baseline_data, save_weights
+from revprop.experiments.catalogue import settings_of, table
+from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct, Way, pairs
 from revprop.experiments.post_training_run import PostTrainingRun
 from revprop.experiments.reconstruction_quality import RESNET20, ReconstructionQuality, other_labels
 from revprop.graph import trace
@@ -87,11 +90,12 @@ def test_the_demo_gives_a_diagnosis_and_every_module_by_both_methods(demo_run: A
                 mixed = 0.5 * epoch["classification_loss"] + 0.5 * epoch["reconstruction_loss"]
             assert epoch["loss"] == pytest.approx(mixed, rel=1e-5)
             assert (epoch["reconstruction_loss"] is None) == (method == "bp")
-    # baseline twice (for the diagnosis, for the grid), then one line per cell
+    # the baseline is there when the grid begins; then one line per cell
     assert len(lines) == 2 + 20
     assert lines[0] == f"baseline: {100 * diagnosis['accuracy']:.2f} % of 450 test digits right"
+    assert lines[1] == "1 of 21 runs were finished before"
     last = 100 * cells[-1]["history"][-1]["accuracy"]
-    assert re.fullmatch(rf"seed 0, 20/20: FR \(3, 4\) {last:.2f} % after 2 epochs, \d+\.\d s", lines[-1])
+    assert re.fullmatch(rf"21/21 seed 0: FR \(3, 4\) {last:.2f} % after 2 epochs, \d+\.\d s", lines[-1])
 
 
 def test_the_demo_again_repeats_nothing(demo_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +134,9 @@ def test_the_report_is_one_self_contained_page(demo_run: Any, tmp_path: Path) ->
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
     assert not re.search(r"@import|url\(\s*['\"]?(?!data:|#)|<script[^>]*src", text)
     assert "A &lt;demo&gt;" in text
-    assert page.counts["table"] == 3  # diagnosis, post-training, provenance
-    bars, maps, curves = page.images
+    for heading in ("Where digits on digits departs", "Post-training digits on digits", "How this was made"):
+        assert f"<h2>{heading}" in text
+    bars, maps, *_, curves = page.images
     assert "deviation" in bars["alt"].lower()
     assert maps["alt"].startswith("Mean over all samples: |recorded - wanted|")
     assert "accuracy" in curves["alt"].lower()
@@ -140,7 +145,7 @@ def test_the_report_is_one_self_contained_page(demo_run: Any, tmp_path: Path) ->
         assert kind == "data:image/svg+xml;base64"
         assert ElementTree.fromstring(base64.b64decode(content)).tag.endswith("svg")
     best = max(row["history"][1]["accuracy"] for row in rows[1:])
-    assert f"<strong>{100 * best:.2f}</strong>" in text
+    assert f">{100 * best:.2f}<" in text
     assert "22 finished runs" in text  # the baseline is one, too
 
 
@@ -166,7 +171,7 @@ GRID = PostTrainingGrid(SMALL, alpha=0.5, epochs=2, cells=(("input", "conv1"), (
 
 def test_cells_methods_and_seeds(tmp_path: Path) -> None:
     rows = post_training_grid.run(
-        replace(GRID, seeds=(0, 1), fr=(Reconstruct(), OURS), reduced="two cells"), tmp_path, "cpu"
+        replace(GRID, seeds=(0, 1), fr=(Reconstruct(), OURS), reduced="two cells"), tmp_path, "cpu", workers=1
     )
     found = [
         (r["settings"]["seed"], r["l_start"], r["l_stop"], r["settings"]["method"], r["settings"].get("rules"))
@@ -179,7 +184,7 @@ def test_cells_methods_and_seeds(tmp_path: Path) -> None:
     assert {row["settings"]["seed"]: row["baseline_accuracy"] for row in rows} == trained
     assert trained[0] != trained[1]
     # the same cell of another grid is the same row; what differs is computed
-    kept = post_training_grid.run(replace(GRID, fr=(), reduced="two cells"), tmp_path, "cpu")
+    kept = post_training_grid.run(replace(GRID, fr=(), reduced="two cells"), tmp_path, "cpu", workers=1)
     assert kept == [row for row in rows if row["settings"]["method"] == "bp" and row["settings"]["seed"] == 0]
 
 
@@ -195,24 +200,202 @@ def test_a_cell_that_is_none_is_refused(tmp_path: Path, cell: tuple[str, str]) -
 
 def run_a_grid(folder: Path) -> None:
     torch.set_num_threads(1)
-    (folder.parent / "started").touch()
-    post_training_grid.run(replace(GRID, cells=None), folder, "cpu")
+
+    def note(line: str) -> None:  # the first is the end of the baseline
+        pids = [str(worker.pid) for worker in multiprocessing.active_children()]
+        (folder.parent / "started").write_text(" ".join(pids))
+
+    post_training_grid.run(replace(GRID, cells=None), folder, "cpu", note, workers=2)
 
 
 @pytest.mark.filterwarnings("ignore:.* is skipped. it is being written now")
 def test_a_grid_killed_at_random_times_gives_the_same_rows(demo_run: Any, tmp_path: Path) -> None:
+    """With workers of its own, as on any machine of several cores."""
     draw, kills, finished = random.Random(1), 0, [0]
     arguments = (run_a_grid, (tmp_path / "runs",), tmp_path / "started")
-    while kills < 4 and run_and_kill(*arguments, after=draw.uniform(0.2, 1.0)):
+    while kills < 3 and run_and_kill(*arguments, after=draw.uniform(0.1, 0.8)):
         kills += 1
+        rows = {path: path.read_bytes() for path in (tmp_path / "runs" / "rows").glob("*.json")}
         finished.append(len(RunStore(tmp_path / "runs" / "rows").rows()))
+        assert gone({int(pid) for pid in (tmp_path / "started").read_text().split()}, 5) == set()
         (tmp_path / "started").unlink()
     assert kills >= 2
     assert finished == sorted(finished)  # what is finished stays
-    continued = post_training_grid.run(replace(GRID, cells=None), tmp_path / "runs", "cpu")
+    continued = post_training_grid.run(replace(GRID, cells=None), tmp_path / "runs", "cpu", workers=1)
     assert len(continued) == 20 > finished[-1]
-    assert numbers(continued) == numbers(demo_run[1][1:])  # the same grid, not interrupted
+    assert {path: path.read_bytes() for path in rows} == rows
+    assert numbers(continued) == numbers(demo_run[1][1:])  # the same grid, not interrupted, in one process
     assert numbers(RunStore(tmp_path / "runs" / "rows").rows()) == numbers(continued)
+
+
+# -- which rows are whose ---------------------------------------------------------------------------
+
+
+def test_rows_of_earlier_versions_are_found() -> None:
+    """Long runs are stored: no change may make them be run again."""
+    folder = Path(__file__).resolve().parents[1] / "docs" / "results" / "table1"
+    stored = RunStore(folder / "rows").rows()
+    grid = PostTrainingGrid(Baseline("mnist", "mnist", 20), 0.1, 10, fr=(Reconstruct(), OURS))
+    published = replace(table(1, "paper", 1, data="mnist", ways=["bp", "fr-paper", "fr"]), bp=True)
+    for ours in (grid, published):
+        keys = {
+            RunStore(folder).key(ours.cell_settings(row["settings"]["seed"], start, stop, way))
+            for row in stored
+            for *_, start, stop in pairs(["conv1", "conv2", "fc1"])
+            for way in ours.all_ways()
+        }
+        assert {RunStore(folder).key(row["settings"]) for row in stored} <= keys
+    assert len(stored) >= 18
+    assert RunStore(folder / "baselines").get(grid.baseline.settings()) is not None
+    plain = {key: value for key, value in asdict(grid.baseline).items() if key in list(asdict(grid.baseline))[:6]}
+    assert grid.baseline.settings() == {"kind": "baseline", **plain}
+
+
+def test_what_differs_has_a_row_of_its_own() -> None:
+    cell = (0, "input", "conv1", Way("fr", {"damping": 0.01}))
+    key = RunStore(Path()).key(GRID.cell_settings(*cell))
+    assert RunStore(Path()).key(GRID.cell_settings(*cell[:3], Way("fr"))) == key  # what post_train does anyhow
+    others = [
+        GRID.cell_settings(*cell[:3], Way("fr", {"damping": 0.1})),
+        GRID.cell_settings(*cell[:3], Way("fr", {"solver": "exact"})),
+        GRID.cell_settings(*cell[:3], Way("fr", {"learning_rate": 0.01})),
+        GRID.cell_settings(*cell[:3], Way("fr", {"alpha": 0.2})),
+        GRID.cell_settings(*cell[:3], Way("bp")),
+        GRID.cell_settings(*cell[:3], Way("fr", first=Way("bp"))),
+        GRID.cell_settings(1, *cell[1:]),
+        replace(GRID, baseline=replace(SMALL, samples=500)).cell_settings(*cell),
+        replace(GRID, baseline=replace(SMALL, holdout=0.1)).cell_settings(*cell),
+        replace(GRID, baseline=replace(SMALL, learning_rate=0.01)).cell_settings(*cell),
+        replace(GRID, baseline=replace(SMALL, mean=(0.5,), std=(0.5,))).cell_settings(*cell),
+    ]
+    assert len({key, *(RunStore(Path()).key(settings) for settings in others)}) == 12
+
+
+def test_ways_that_are_none() -> None:
+    with pytest.raises(ValueError, match="unknown method 'rf'; did you mean 'fr'"):
+        Way("rf")
+    with pytest.raises(ValueError, match="unknown option of post_train 'dampin'; did you mean 'damping'"):
+        Way("fr", {"dampin": 1})
+    with pytest.raises(ValueError, match="unknown option of post_train 'epochs'"):
+        Way("fr", {"epochs": 1})
+
+
+def test_one_way_after_another(tmp_path: Path) -> None:
+    """The second goes on from the first's module: its history begins where the other's ends."""
+    ways = (Way("bp", {"learning_rate": 0.01}), Way("fr", {"alpha": 0.2}, first=Way("bp", {"learning_rate": 0.01})))
+    grid = replace(GRID, cells=(("conv2", "fc1"),), bp=False, fr=(), ways=ways)
+    first, second = post_training_grid.run(grid, tmp_path, "cpu", workers=1)
+    assert (
+        second["history"][0]["accuracy"]
+        == first["history"][-1]["accuracy"]
+        == second["first"]["history"][-1]["accuracy"]
+    )
+    assert second["baseline_accuracy"] == first["baseline_accuracy"] != second["history"][0]["accuracy"]
+    assert second["settings"]["first"] == {"method": "bp", "learning_rate": 0.01}
+
+
+def test_held_out_training_images_instead_of_the_test_set(tmp_path: Path) -> None:
+    chosen = replace(SMALL, samples=300, holdout=0.25)
+    data, everything = load_baseline_data(chosen), Data.load("digits")
+    assert (len(data.train[1]), len(data.test[1])) == (300, 337)
+
+    def images(x: torch.Tensor) -> set[bytes]:
+        return {image.numpy().tobytes() for image in x}
+
+    train, held, test = (images(x) for x in (data.train[0], data.test[0], everything.test[0]))
+    assert train | held <= images(everything.train[0])
+    assert not train & held
+    assert not held & test
+    assert len(set(data.train[1].tolist())) == 10
+    same = load_baseline_data(replace(chosen, seed=3))
+    assert torch.equal(same.train[0], data.train[0])  # the split is not the seed's
+    wider = load_baseline_data(replace(chosen, samples=None))
+    assert torch.equal(wider.train[0][:300], data.train[0])
+    assert torch.equal(wider.test[0], data.test[0])
+    grid = replace(GRID, baseline=chosen, cells=(("fc1", "fc2"),), fr=())
+    (row,) = post_training_grid.run(grid, tmp_path, "cpu", workers=1)
+    model, accuracy, _ = load_baseline(chosen, data, tmp_path, "cpu")
+    assert row["baseline_accuracy"] == accuracy == int((model(data.test[0]).argmax(1) == data.test[1]).sum()) / 337
+    assert row["settings"]["holdout"] == 0.25
+    for wrong, message in (({"holdout": 1.0}, "holdout: expected a share"), ({"samples": 0}, "samples: expected")):
+        with pytest.raises(ValueError, match=message):
+            replace(SMALL, **wrong)
+
+
+def test_a_baseline_that_is_given(tmp_path: Path) -> None:
+    data, model = Data.load("digits"), digits_network()
+    save_weights(model, tmp_path / "mine.safetensors")
+    chosen = replace(SMALL, weights=str(tmp_path / "mine.safetensors"))
+    loaded, accuracy, row = load_baseline(chosen, data, tmp_path, "cpu")
+    assert changed(state_of(loaded), state_of(model)) == set()
+    assert accuracy == int((model(data.test[0]).argmax(1) == data.test[1]).sum()) / 450
+    assert row["settings"]["weights"].startswith(f"{tmp_path / 'mine.safetensors'} (")
+    save_weights(NETWORKS["digits"](seed=5), tmp_path / "mine.safetensors")
+    assert load_baseline(chosen, data, tmp_path, "cpu")[1] != accuracy  # another file of the same name
+
+
+# -- the catalogue ----------------------------------------------------------------------------------
+
+
+def test_the_tables_are_set_up_as_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REVPROP_DATA", str(tmp_path))
+    for number, name, alpha, baseline_epochs, place in (
+        (1, "mnist", 0.1, 20, "mnist"),
+        (2, "cifar10", 0.1, 40, "cifar-10-batches-py"),
+        (3, "cifar100", 0.7, 40, "cifar-100-python"),
+        (4, "tiny-imagenet", 0.7, 40, "tiny-imagenet-200"),
+        (5, "imagenette", 0.3, 40, "imagenette2"),
+        (6, "imagewoof", 0.1, 40, "imagewoof2"),
+    ):
+        with pytest.raises(FileNotFoundError, match=rf"table{number}: no data for '{name}'.*--scale smoke needs none"):
+            settings_of(f"fr-pt/table{number}", "paper")
+        (tmp_path / place).mkdir()
+        grid = settings_of(f"fr-pt/table{number}", "paper")
+        assert grid.baseline == Baseline(name, name, baseline_epochs)
+        assert (grid.alpha, grid.epochs, grid.seeds, grid.cells) == (alpha, 10, tuple(range(10)), None)
+        assert grid.all_ways() == [Way("bp"), Way("fr", asdict(Reconstruct()))]
+        assert grid.reduced == ""
+        fewer = settings_of(f"fr-pt/table{number}", "reduced")
+        assert (fewer.baseline.samples, fewer.epochs, fewer.seeds) == (5000, 5, (0, 1, 2))
+        assert fewer.reduced == "5,000 training images, 5 epochs"
+        assert settings_of(f"fr-pt/table{number}", "reduced", 7).seeds == tuple(range(7))
+
+
+def test_stand_ins_say_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REVPROP_DATA", str(tmp_path))
+    for place in ("cifar10/cifar10_jpeg.tar.gz", "images/tinyimagenet10.tar.gz"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).touch()
+    jpeg, ten = table(2, "paper"), table(4, "paper")
+    assert (jpeg.baseline.data, jpeg.reduced, jpeg.baseline.epochs) == ("cifar10-jpeg", "JPEG images", 40)
+    assert (ten.baseline.network, ten.baseline.data, ten.reduced) == ("tiny-imagenet", "tinyimagenet10", "ten classes")
+    assert table(4, "reduced").reduced == "ten classes, 5,000 training images, 5 epochs"
+
+
+def test_options_of_experiments() -> None:
+    with pytest.raises(ValueError, match="unknown experiment 'fr-pt/table7'; did you mean"):
+        settings_of("fr-pt/table7", "smoke")
+    with pytest.raises(ValueError, match="unknown scale 'papr'; did you mean 'paper'"):
+        settings_of("fr-pt/table1", "papr")
+    with pytest.raises(ValueError, match="design/cifar10 has no option data"):
+        settings_of("design/cifar10", "smoke", data="digits")
+    with pytest.raises(ValueError, match="unknown way 'pb'; did you mean 'bp'"):
+        settings_of("fr-pt/table1", "smoke", ways=["pb"])
+    with pytest.raises(ValueError, match="seeds: expected at least 1, given 0"):
+        settings_of("fr-pt/table1", "smoke", 0)
+    assert settings_of("fr-pt/table1", "smoke", data="digits").baseline.data == "digits"
+
+
+@pytest.mark.parametrize("number", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4, 5, 6))])
+def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The table's own network, anywhere, without data (table 1 is run by the test of the command)."""
+    monkeypatch.setenv("REVPROP_DATA", str(tmp_path / "none"))
+    grid = table(number, "smoke")
+    rows = post_training_grid.run(grid, tmp_path, "cpu", workers=1)
+    assert len(rows) == 2 * len(grid.cells or range(6)) <= 12
+    assert {row["settings"]["network"] for row in rows} == {grid.baseline.network}
+    assert all(row["settings"]["reduced"].startswith("made images of the right shape, 1 epoch") for row in rows)
+    assert [e["epoch"] for e in rows[0]["history"]] == [0, 1]
 
 
 # -- baselines --------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from revprop.experiments.baseline import (
     load_baseline_data,
 )
 from revprop.graph import Graph, trace
-from revprop.post_training import METHODS, PostTraining, post_train
+from revprop.post_training import METHODS, PostTraining, module_parameters, post_train
 from revprop.runs import Row
 from revprop.sweep import Task, sweep
 
@@ -168,7 +168,7 @@ def run(
     for cached in (_data, _start):
         cached.cache_clear()  # files may have changed since
     try:
-        tasks = grid_tasks(grid, folder.absolute(), device)  # workers of a cluster may start in another folder
+        tasks = grid_tasks(grid, folder.absolute(), device, report)  # workers of a cluster may start in another folder
         rows = sweep(tasks, workers=workers, engine=engine, device=device, report=report, describe=_describe)
     finally:
         for cached in (_data, _start):
@@ -176,19 +176,20 @@ def run(
     return rows[len(grid.seeds) :]
 
 
-def grid_tasks(grid: PostTrainingGrid, folder: Path, device: str = "auto") -> list[Task]:
+def grid_tasks(
+    grid: PostTrainingGrid, folder: Path, device: str = "auto", report: Callable[[str], None] = lambda line: None
+) -> list[Task]:
     """The grid as tasks: one baseline for each seed, then all cells, seed by seed.
 
+    Args:
+        report: gets a line for each pair of blocks that is left out, since nothing between them can be trained.
+
     Raises:
-        ValueError: cells that the network does not have.
+        ValueError: cells that the network does not have, or that have nothing to train.
     """
     data = _data(_source(grid.baseline), folder)
-    model = build_network(grid.baseline.network, 0, len(data.classes)).eval()
-    layers = blocks(trace(model, data.train[0][:2]))
-    chosen = [p for p in pairs(layers) if grid.cells is None or p[2:] in grid.cells]
-    strange = sorted(set(grid.cells or ()) - {p[2:] for p in chosen})
-    if strange:
-        raise ValueError(f"cells: {strange} are not (start, stop) in forward order of input, {', '.join(layers)}")
+    graph = trace(build_network(grid.baseline.network, 0, len(data.classes)).eval(), data.train[0][:2])
+    chosen = _modules(graph, grid.cells, report)
     baselines, cells = [], []
     for seed in grid.seeds:
         baseline = replace(grid.baseline, seed=seed)
@@ -202,6 +203,28 @@ def grid_tasks(grid: PostTrainingGrid, folder: Path, device: str = "auto") -> li
                 arguments = (baseline, folder, device, (l_start, l_stop, start, stop), way, grid.alpha, grid.epochs)
                 cells.append(Task(name, folder / "rows", settings, _train_cell, arguments, after=first))
     return [*baselines, *cells]
+
+
+def _modules(
+    graph: Graph, cells: Sequence[tuple[str, str]] | None, report: Callable[[str], None]
+) -> list[tuple[int, int, str, str]]:
+    """The modules to train: those asked for, or all that can be, with the numbers of their layers."""
+    layers = blocks(graph)
+    chosen = [p for p in pairs(layers) if cells is None or p[2:] in cells]
+    strange = sorted(set(cells or ()) - {p[2:] for p in chosen})
+    if strange:
+        raise ValueError(f"cells: {strange} are not (start, stop) in forward order of input, {', '.join(layers)}")
+    able = []
+    for l_start, l_stop, start, stop in chosen:
+        try:
+            module_parameters(graph, start, stop)
+        except ValueError as error:
+            if cells is not None:
+                raise
+            report(f"({l_start}, {l_stop}) is left out: {error}")
+        else:
+            able.append((l_start, l_stop, start, stop))
+    return able
 
 
 def post_training_row(result: PostTraining, l_start: int, l_stop: int) -> dict[str, Any]:
