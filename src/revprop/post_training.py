@@ -6,7 +6,6 @@ import copy
 import hashlib
 import itertools
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,10 @@ from torch import Tensor, fx, nn
 from revprop.embedding import check_labels
 from revprop.errors import near_matches, require_finite
 from revprop.graph import Graph, Segment
+from revprop.hardware import channels_last, clock
 from revprop.reconstruction import Settings, reconstruct
 from revprop.reverse import as_graph
-from revprop.training import Epoch, Training, channels_last, fit
+from revprop.training import Epoch, Training, fit
 
 __all__ = ["PostTraining", "module_parameters", "post_train"]
 
@@ -142,7 +142,8 @@ def post_train(
     graph = source.on(trained)
     weight = alpha if method == "fr" else 0.0
     plan = _Plan.of(graph, stop, names, classify=weight < 1)
-    began = time.perf_counter()
+    now = clock(place)
+    began = now()
     with tempfile.TemporaryDirectory(prefix="revprop-") as folder:
         data = _prepare(
             graph,
@@ -168,7 +169,7 @@ def post_train(
                 place,
             )
         )
-        target_seconds = time.perf_counter() - began
+        target_seconds = now() - began
         flags = {name: p.requires_grad for name, p in trained.named_parameters()}
         try:
             for name, parameter in trained.named_parameters():
@@ -292,7 +293,9 @@ def _accuracy(graph: Graph, stop: str, names: Sequence[str], data: tuple[Tensor,
         right = 0
         with torch.no_grad():
             for *values, labels in batches:
-                right += int((run(*(channels_last(v.to(place)) for v in values))[1].argmax(1) == labels.to(place)).sum())
+                right += int(
+                    (run(*(channels_last(v.to(place)) for v in values))[1].argmax(1) == labels.to(place)).sum()
+                )
         return right / max(len(data[-1]), 1)
 
     return evaluate
@@ -313,7 +316,9 @@ def _prepare(
     folder.mkdir(parents=True, exist_ok=True)
     columns: list[_Column] = []
     for x, labels in batches:
-        values = graph.check_input(tuple(channels_last(v.to(place)) for v in (x if isinstance(x, tuple | list) else (x,))))
+        values = graph.check_input(
+            tuple(channels_last(v.to(place)) for v in (x if isinstance(x, tuple | list) else (x,)))
+        )
         with torch.no_grad():
             row = [*plan.prefix(*values), labels.to(place)]
         if settings is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -26,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from revprop.embedding import check_labels
+from revprop.hardware import StepMemory, channels_last, clock
 
 __all__ = ["Epoch", "Fitted", "Training", "TrainingDivergedError", "accuracy_of", "fit", "train_baseline"]
 
@@ -36,7 +36,8 @@ class TrainingDivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of a training's history. Epoch 0 is the state before training. ``losses``: means over the epoch's samples."""
+    """One line of a training's history. Epoch 0 is the state before training. ``losses``: means over the epoch's samples.
+    ``seconds``: by :func:`clock`."""
 
     epoch: int
     losses: dict[str, float]
@@ -128,7 +129,7 @@ def fit(
     generator = torch.Generator().manual_seed(training.seed)
     state = _Checkpoint(training, module, optimizer, generator, dict(identity or {}))
     history = state.resume()
-    memory = _StepMemory(module, device)
+    memory, now = StepMemory(module, device), clock(device)
     n = len(data[0])
     console = Console(stderr=True)
     with Progress(
@@ -144,7 +145,7 @@ def fit(
         if not history:
             history.append(Epoch(0, {}, evaluate() if evaluate else None, 0.0))
         for epoch in range(len(history), training.epochs + 1):
-            began = time.perf_counter()
+            began = now()
             order = torch.randperm(n, generator=generator)
             sums: dict[str, Tensor] = {}
             step = 0
@@ -167,23 +168,12 @@ def fit(
             # a finite loss can have an infinite gradient: what that leaves behind must not replace the last good state
             if not all(bool(p.detach().isfinite().all()) for p in trained):
                 raise state.diverged("a trained parameter is NaN or infinite", step, epoch)
-            seconds = time.perf_counter() - began
+            seconds = now() - began
             accuracy = evaluate() if evaluate else None
             history.append(Epoch(epoch, {k: float(v) / max(n, 1) for k, v in sums.items()}, accuracy, seconds))
             state.save(history)
             bar.update(task, advance=1, note="" if accuracy is None else f"{100 * accuracy:.2f} %")
     return Fitted(history, memory.bytes(device))
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """A batch of images or volumes laid out with its channels innermost where that is faster: on a CPU, where a training step
-    of a convolutional network takes 0.6 to 1 times the time. Other tensors, and all values, are as they were.
-
-    >>> channels_last(torch.zeros(2, 3, 4, 4)).stride()
-    (48, 1, 12, 3)
-    """
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    return x if layout is None or x.device.type != "cpu" else x.contiguous(memory_format=layout)
 
 
 @dataclass
@@ -357,35 +347,3 @@ def accuracy_of(function: Callable[[Tensor], Tensor], batches: Iterable[tuple[Te
             right += int((function(channels_last(x.to(device) if device else x)).argmax(1).cpu() == y.cpu()).sum())
             total += len(y)
     return right / max(total, 1)
-
-
-class _StepMemory:
-    """What one training step keeps alive, in bytes: the peak of the allocator on a GPU; on a CPU, where there is no such
-    counter, the sum of parameters, gradients, Adam's two averages, the batch and every tensor saved for the backward pass."""
-
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats(device)
-        parameters = [(p.untyped_storage(), p.requires_grad) for p in module.parameters()]
-        self.fixed = sum(storage.nbytes() * (4 if trained else 1) for storage, trained in parameters)
-        self.known = {storage.data_ptr() for storage, _ in parameters}
-        self.peak = 0
-
-    def measure(self, batch: tuple[Tensor, ...], loss: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Runs the loss once and notes what it keeps."""
-        kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in batch}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self.known:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            losses = loss()
-        self.peak = self.fixed + sum(kept.values())
-        return losses
-
-    def bytes(self, device: torch.device) -> int:
-        return torch.cuda.max_memory_allocated(device) if self.cuda else self.peak
