@@ -321,7 +321,7 @@ def test_a_study_of_ones_own(run: Any, own: str) -> None:
     assert len(RunStore(Path("o/baselines")).rows()) == 1
     assert {row["settings"]["method"] for row in rows} == {"bp", "fr"}
     assert {row["settings"].get("strategy", "global") for row in rows} == {"global"}
-    assert {row["settings"]["reduced"] for row in rows} == {"500 training images, 1 epoch"}
+    assert {row["settings"]["reduced"] for row in rows} == {"at most 500 training images, 1 epoch"}
     # of the blocks 0 (convolution), 1 (ReLU), 2 (flatten), 3 (linear map)
     assert {(row["l_start"], row["l_stop"]) for row in rows} == {(0, 1), (0, 2), (0, 3), (0, 4), (1, 4), (2, 4), (3, 4)}
     assert "(1, 2) is left out: no parameters between '0' and '1': nothing to train" in out

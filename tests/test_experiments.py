@@ -357,7 +357,7 @@ def test_the_tables_are_set_up_as_published(tmp_path: Path, monkeypatch: pytest.
         assert grid.reduced == ""
         fewer = settings_of(f"fr-pt/table{number}", "reduced")
         assert (fewer.baseline.samples, fewer.epochs, fewer.seeds) == (5000, 5, (0, 1, 2))
-        assert fewer.reduced == "5,000 training images, 5 epochs"
+        assert fewer.reduced == "at most 5,000 training images, 5 epochs"
         assert settings_of(f"fr-pt/table{number}", "reduced", 7).seeds == tuple(range(7))
 
 
@@ -369,7 +369,7 @@ def test_stand_ins_say_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyP
     jpeg, ten = table(2, "paper"), table(4, "paper")
     assert (jpeg.baseline.data, jpeg.reduced, jpeg.baseline.epochs) == ("cifar10-jpeg", "JPEG images", 40)
     assert (ten.baseline.network, ten.baseline.data, ten.reduced) == ("tiny-imagenet", "tinyimagenet10", "ten classes")
-    assert table(4, "reduced").reduced == "ten classes, 5,000 training images, 5 epochs"
+    assert table(4, "reduced").reduced == "ten classes, at most 5,000 training images, 5 epochs"
 
 
 def test_options_of_experiments() -> None:

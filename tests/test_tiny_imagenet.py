@@ -107,7 +107,7 @@ def test_made_images_can_be_learned_and_are_the_same_each_time() -> None:
     assert (nearest == split.test.labels.numpy()).mean() > 0.95
     assert bool((load_made("mnist", train=20, test=10).test.images == split.test.images).all())
     assert bool((load_made("mnist", train=20, test=10, seed=1).test.images != split.test.images).any())
-    assert load_data("made:imagewoof").train.images.shape == (40, 3, 224, 224)
+    assert load_data("made:imagewoof").train.images.shape == (10, 3, 224, 224)
     with pytest.raises(ValueError, match="unknown made data set 'minst'; did you mean 'mnist'"):
         load_data("made:minst")
     with pytest.raises(ValueError, match="expected at least 1 image of each class, got 0 to train"):

@@ -27,7 +27,7 @@ def load_made(name: str, train: int | None = None, test: int | None = None, seed
 
     Args:
         name: whose shape and number of classes: a key of ``MADE``.
-        train, test: how many images of each class; None: 40 and 20 of small images of ten classes, else 4 and 2.
+        train, test: how many images of each class; None: as many as let a network be tried in seconds.
         seed: of the pictures and the noise.
 
     Returns:
@@ -42,8 +42,8 @@ def load_made(name: str, train: int | None = None, test: int | None = None, seed
     if name not in MADE:
         raise ValueError(near_matches(name, MADE, "made data set"))
     channels, size, classes = MADE[name]
-    few = classes > 10 or size > 64
-    counts = ((4 if few else 40) if train is None else train, (2 if few else 20) if test is None else test)
+    usual = (1, 1) if size > 64 else (4, 2) if classes > 10 else (40, 20)
+    counts = (usual[0] if train is None else train, usual[1] if test is None else test)
     if min(counts) < 1:
         raise ValueError(f"expected at least 1 image of each class, got {counts[0]} to train and {counts[1]} to test")
     generator = torch.Generator().manual_seed(seed)
