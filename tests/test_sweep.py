@@ -161,6 +161,7 @@ def test_an_idle_worker_that_was_killed_is_replaced(tmp_path: Path, monkeypatch:
             (pid,) = who(tmp_path) - seen
             os.kill(pid, signal.SIGKILL)
             assert gone({pid}, 5) == set()
+            time.sleep(0.3)  # until its last thread is gone, too
             seen.add(pid)
     finally:
         workers.close()
@@ -179,7 +180,7 @@ def test_twenty_kills_at_random_times(tmp_path: Path) -> None:
 
     Workers are forked here, so that they are at work at once.
     """
-    draw, runs, count, kills = random.Random(0), tmp_path / "runs", 300, 20
+    draw, runs, count, kills = random.Random(0), tmp_path / "runs", 700, 20
     before: dict[str, bytes] = {}
     starts: dict[int, int] = {}
     partial = 0
