@@ -13,13 +13,15 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # a module may import from earlier lines only; one of a package is the package, and imports freely within it
 LEVELS = [
     {"errors"},
-    {"segment", "export", "linear_map", "krylov", "windows", "certificate", "networks", "datasets", "runs"},
-    {"graph", "convolution"},
+    {"segment", "export", "linear_map", "krylov", "windows", "certificate", "networks", "datasets", "runs", "hardware", "workers"},
+    {"graph", "convolution", "sweep"},
+    {"columns"},
     {"rules"},
     {"modes", "embedding"},
     {"reverse", "global_solve"},
     {"reconstruction"},
     {"training"},
+    {"closed_form"},
     {"diagnosis", "post_training", "adjoint", "racecar", "alignment"},
     {"experiments"},
     {"report"},

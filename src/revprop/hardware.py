@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["StepMemory", "channels_last", "clock"]
+
+Result = TypeVar("Result")
 
 
 def clock(device: torch.device) -> Callable[[], float]:
@@ -35,18 +38,19 @@ def channels_last(x: Tensor) -> Tensor:
 
 class StepMemory:
     """What one training step keeps alive, in bytes: the peak of the allocator on a GPU; on a CPU, where there is no such
-    counter, the sum of parameters, gradients, Adam's two averages, the batch and every tensor saved for the backward pass."""
+    counter, the sum of parameters (with gradients and Adam's two averages where trained), the batch and every tensor saved for
+    the backward pass."""
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
+    def __init__(self, parameters: Iterable[Tensor], device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         if self.cuda:
             torch.cuda.reset_peak_memory_stats(device)
-        parameters = [(p.untyped_storage(), p.requires_grad) for p in module.parameters()]
-        self.fixed = sum(storage.nbytes() * (4 if trained else 1) for storage, trained in parameters)
-        self.known = {storage.data_ptr() for storage, _ in parameters}
+        held = [(p.untyped_storage(), p.requires_grad) for p in parameters]
+        self.fixed = sum(storage.nbytes() * (4 if trained else 1) for storage, trained in held)
+        self.known = {storage.data_ptr() for storage, _ in held}
         self.peak = 0
 
-    def measure(self, batch: tuple[Tensor, ...], loss: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def measure(self, batch: tuple[Tensor, ...], loss: Callable[[], Result]) -> Result:
         """Runs the loss once and notes what it keeps."""
         kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in batch}
 
@@ -57,9 +61,14 @@ class StepMemory:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            losses = loss()
+            result = loss()
         self.peak = self.fixed + sum(kept.values())
-        return losses
+        return result
+
+    def add(self, *tensors: Tensor) -> None:
+        """Counts tensors that the step keeps beside those."""
+        self.peak += sum(t.untyped_storage().nbytes() for t in tensors)
 
     def bytes(self, device: torch.device) -> int:
+        """The most that was seen."""
         return torch.cuda.max_memory_allocated(device) if self.cuda else self.peak

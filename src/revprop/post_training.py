@@ -6,27 +6,27 @@ import copy
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from revprop.embedding import check_labels
+from revprop.closed_form import ClosedForm, Sweep, refits, solve, write
 from revprop.errors import near_matches, require_finite
 from revprop.graph import Graph, Segment
 from revprop.hardware import channels_last, clock
-from revprop.reconstruction import Settings, reconstruct
+from revprop.prefix import Loader, Plan, batches_of, prepare, sample, wanted_features
+from revprop.reconstruction import Settings
 from revprop.reverse import as_graph
 from revprop.training import Epoch, Training, fit
 
 __all__ = ["PostTraining", "module_parameters", "post_train"]
 
-METHODS = ("fr", "bp")
-Loader = Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor]
+METHODS = ("fr", "bp", "solve")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def post_train(
     start: str,
     stop: str,
     *,
-    method: Literal["fr", "bp"] = "fr",
+    method: Literal["fr", "bp", "solve"] = "fr",
     alpha: float = 0.1,
     epochs: int = 10,
     validation: Loader | None = None,
@@ -66,6 +66,10 @@ def post_train(
     damping: float = 0.01,
     solver: Literal["fft", "exact"] = "fft",
     margin: float = 0.0,
+    rescale: bool = False,
+    refresh: int | None = None,
+    closed_form: ClosedForm = ClosedForm(),
+    selection: Loader | None = None,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
     seed: int = 0,
@@ -79,6 +83,8 @@ def post_train(
     ``method="fr"``: loss ``(1 - alpha) cross entropy + alpha |a_stop - a*_stop|`` with wanted features a* reconstructed once from
     the labels; the distance is the mean squared error, or the mean absolute error with the maximum embedding (FR-PT Eq. 1-3).
     ``method="bp"``: cross entropy alone, the baseline, in the same code path.
+    ``method="solve"``: no gradients of weights; the linear layers and convolutions are refitted in turn by damped least squares
+    towards their wanted pre-activations (:mod:`revprop.closed_form`). Seconds where the others take minutes.
 
     The traced network is the eval-mode one: normalisation statistics stay frozen and dropout is off. Features of the frozen
     prefix are computed once; with ``alpha=1`` nothing behind ``stop`` runs.
@@ -87,9 +93,14 @@ def post_train(
         model: a module, or the graph of :func:`revprop.trace`.
         loader: batches of (inputs, labels), gone through once in its own order; or the two tensors.
         start, stop: layer names; start="input" for none frozen in front.
-        validation: measured before training and after each epoch.
+        validation: measured before training and after each epoch, and used for nothing else.
         embedding, rules, strategy, damping, solver, margin: as for :func:`revprop.reconstruct`.
-        seed: of the shuffling. checkpoint: a folder; an interrupted run started again continues to the same numbers.
+        rescale: whether the distance is divided by the wanted features' variance, so that an alpha means the same on every layer.
+        refresh: after so many epochs the wanted features are computed anew from the network as it is then; None: never.
+        closed_form: what "solve" goes by. selection: data unseen by the model, by which "solve" chooses among several margins
+            and dampings, and the sweep to stop at. Data the model was trained on misleads: it speaks for no change.
+        seed: of the shuffling. checkpoint: a folder; an interrupted run started again continues to the same numbers ("solve"
+            keeps none).
         memory_budget: bytes of features kept in memory; beyond it they are memory-mapped from a temporary file.
 
     Returns:
@@ -109,18 +120,101 @@ def post_train(
         raise ValueError(near_matches(method, METHODS, "method"))
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: expected the share of the reconstruction loss, 0 to 1; given {alpha}")
+    kept = Path(checkpoint) if checkpoint else None
+    if refresh is not None and (refresh < 1 or (refresh > 1 and kept is not None)):
+        raise ValueError(
+            f"refresh: expected a number of epochs >= 1, and 1 where a checkpoint is kept, since targets of earlier epochs "
+            f"are not; given {refresh}"
+        )
     settings = Settings(embedding, rules, strategy, damping, solver, margin)
-    training = Training(
-        epochs,
-        batch_size,
-        learning_rate,
-        seed,
-        device,
-        checkpoint=Path(checkpoint) if checkpoint else None,
-        progress=progress,
+    training = Training(epochs, batch_size, learning_rate, seed, device, checkpoint=kept, progress=progress)
+    batches, first = _first(
+        batches_of(sample(loader, closed_form.samples if method == "solve" else None, seed), batch_size)
     )
-    batches = iter(_batches(loader, batch_size))
-    first = next(batches, None)
+    source = as_graph(model, first[0])
+    names = module_parameters(source, start, stop)
+    for name, value in source.model.named_parameters():
+        require_finite(value.detach(), f"parameter {name!r}")
+    trained = copy.deepcopy(source.model)
+    place = training.fabric().device
+    trained.to(place)
+    graph = source.on(trained)
+    weight = alpha if method == "fr" else 0.0
+    plan = Plan.of(graph, stop, names, classify=weight < 1)
+    whole = Plan.of(graph, stop, names, classify=True)
+    now = clock(place)
+    with tempfile.TemporaryDirectory(prefix="revprop-") as name:
+        folder = Path(name)
+        began = now()
+        wanted = settings if weight else None
+        renew = refresh is not None and wanted is not None
+        columns = prepare(graph, plan, batches, stop, wanted, folder, memory_budget, place, keep_inputs=renew)
+        target_seconds = now() - began
+        count = len(plan.crossing) + (1 if wanted is None else 2)
+        data, inputs = columns[:count], columns[count:]
+
+        def measure(part: str, loader: Loader | None) -> Callable[[], float] | None:
+            if loader is None:
+                return None
+            found = batches_of(loader, batch_size)
+            checked = prepare(graph, whole, found, stop, None, folder / part, memory_budget, place)
+            return _accuracy(whole.run, checked, place)
+
+        evaluate = measure("validation", validation)
+        flags = {name: p.requires_grad for name, p in trained.named_parameters()}
+        try:
+            for name, parameter in trained.named_parameters():
+                parameter.requires_grad_(method != "solve" and name in names)
+            if method == "solve":
+                layers = refits(graph, names, plan.crossing)
+                names = tuple(n for layer in layers for n in (layer.weight, layer.bias) if n)
+                score = measure("selection", selection)
+                sweeps, memory = solve(graph, layers, data, closed_form, score, embedding, seed, batch_size)
+                history = _sweeps_as_epochs(graph, sweeps, evaluate)
+            else:
+                identity = {
+                    "model": _fingerprint(source.model),
+                    "start": start,
+                    "stop": stop,
+                    "method": method,
+                    "alpha": weight,
+                    "samples": len(data[0]),
+                    **({k: str(v) for k, v in vars(settings).items()} if weight else {}),
+                    **({"rescale": rescale} if weight and rescale else {}),
+                    **({"refresh": refresh} if renew else {}),
+                }
+
+                def before_epoch(epoch: int) -> None:
+                    if refresh is not None and epoch > 1 and (epoch - 1) % refresh == 0:
+                        _renew(graph, data, inputs, stop, settings, batch_size, place)
+
+                loss = _loss(
+                    len(plan.crossing), weight, embedding, _scale(data[-1], embedding) if rescale and weight else 1.0
+                )
+                fitted = fit(
+                    _Trained(graph, plan, names),
+                    data,
+                    loss,
+                    training,
+                    evaluate,
+                    identity,
+                    f"{method} {start} -> {stop}",
+                    before_epoch if renew else None,
+                )
+                history, memory = fitted.history, fitted.memory
+        finally:
+            for name, parameter in trained.named_parameters():
+                parameter.requires_grad_(flags[name])
+                parameter.grad = None
+    size = sum(graph.tensor(name).numel() for name in names)
+    seconds = sum(epoch.seconds for epoch in history)  # those of an interrupted run before this one, too
+    return PostTraining(trained, history, names, size, target_seconds, seconds, memory)
+
+
+def _first(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Iterable[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+    """The batches again and the first of them, which is checked."""
+    rest = iter(batches)
+    first = next(rest, None)
     if first is None:
         raise ValueError("loader: expected batches of (inputs, labels); it gave none")
     if not isinstance(first, tuple | list) or len(first) != 2:
@@ -132,75 +226,7 @@ def post_train(
         raise ValueError(
             "loader: expected batches, but its items are single samples: torch.utils.data.DataLoader makes batches of them"
         )
-    source = as_graph(model, first[0])
-    names = module_parameters(source, start, stop)
-    for name, value in source.model.named_parameters():
-        require_finite(value.detach(), f"parameter {name!r}")
-    trained = copy.deepcopy(source.model)
-    place = training.fabric().device
-    trained.to(place)
-    graph = source.on(trained)
-    weight = alpha if method == "fr" else 0.0
-    plan = _Plan.of(graph, stop, names, classify=weight < 1)
-    now = clock(place)
-    began = now()
-    with tempfile.TemporaryDirectory(prefix="revprop-") as folder:
-        data = _prepare(
-            graph,
-            plan,
-            itertools.chain([first], batches),
-            stop,
-            settings if weight else None,
-            Path(folder),
-            memory_budget,
-            place,
-        )
-        checked = (
-            None
-            if validation is None
-            else _prepare(
-                graph,
-                _Plan.of(graph, stop, names, True),
-                _batches(validation, batch_size),
-                stop,
-                None,
-                Path(folder) / "validation",
-                memory_budget,
-                place,
-            )
-        )
-        target_seconds = now() - began
-        flags = {name: p.requires_grad for name, p in trained.named_parameters()}
-        try:
-            for name, parameter in trained.named_parameters():
-                parameter.requires_grad_(name in names)
-            module = _Trained(graph, plan, names)
-            identity = {
-                "model": _fingerprint(source.model),
-                "start": start,
-                "stop": stop,
-                "method": method,
-                "alpha": weight,
-                "samples": len(data[0]),
-                **({k: str(v) for k, v in vars(settings).items()} if weight else {}),
-            }
-            evaluate = None if checked is None else _accuracy(graph, stop, names, checked, place)
-            fitted = fit(
-                module,
-                data,
-                _loss(plan, weight, embedding),
-                training,
-                evaluate,
-                identity,
-                f"{method} {start} -> {stop}",
-            )
-        finally:
-            for name, parameter in trained.named_parameters():
-                parameter.requires_grad_(flags[name])
-                parameter.grad = None
-    count = sum(graph.tensor(name).numel() for name in names)
-    seconds = sum(epoch.seconds for epoch in fitted.history)  # those of an interrupted run before this one, too
-    return PostTraining(trained, fitted.history, names, count, target_seconds, seconds, fitted.memory)
+    return itertools.chain([first], rest), first
 
 
 def module_parameters(graph: Graph, start: str, stop: str) -> tuple[str, ...]:
@@ -232,30 +258,10 @@ def module_parameters(graph: Graph, start: str, stop: str) -> tuple[str, ...]:
     return names
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Which frozen values training needs (computed once) and the part of the network that runs at every step."""
-
-    crossing: tuple[fx.Node, ...]
-    prefix: Segment
-    run: Segment
-
-    @staticmethod
-    def of(graph: Graph, stop: str, names: Sequence[str], classify: bool) -> _Plan:
-        reads = {n for n in graph.nodes if set(graph.parameters_of([n])) & set(names)}
-        changed = graph.descendants(reads) if reads else set()
-        outputs = (graph.node(stop), graph.output) if classify else (graph.node(stop),)
-        needed = [n for n in graph.nodes if n in changed and n in graph.ancestors(outputs)]
-        crossing = tuple(
-            dict.fromkeys(a for n in needed for a in n.all_input_nodes if a in graph.active and a not in changed)
-        )
-        return _Plan(crossing, graph.segment(graph.inputs, crossing), graph.segment(crossing, outputs))
-
-
 class _Trained(nn.Module):
     """The trained parameters as a module whose call runs the part of the network from the frozen values on."""
 
-    def __init__(self, graph: Graph, plan: _Plan, names: Sequence[str]) -> None:
+    def __init__(self, graph: Graph, plan: Plan, names: Sequence[str]) -> None:
         super().__init__()
         self._names, self._run = tuple(names), plan.run
         for i, name in enumerate(names):
@@ -267,8 +273,41 @@ class _Trained(nn.Module):
         return self._run(*values, parameters={name: getattr(self, f"p{i}") for i, name in enumerate(self._names)})
 
 
-def _loss(plan: _Plan, weight: float, embedding: str):  # type: ignore[no-untyped-def]
-    count = len(plan.crossing)
+def _scale(wanted: Tensor, embedding: str) -> float:
+    """What the distance of the wanted features is divided by: their variance over the samples, or its root for an L1 distance."""
+    variance = float(wanted.float().var(0, correction=0).mean()) if len(wanted) else 1.0
+    return max(variance**0.5 if embedding == "maximum" else variance, 1e-12)
+
+
+def _renew(
+    graph: Graph,
+    data: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+    stop: str,
+    settings: Settings,
+    batch_size: int,
+    place: torch.device,
+) -> None:
+    """Overwrites the wanted features, the last column, by those for the network as it is now."""
+    labels, wanted = data[-2], data[-1]
+    size = max(batch_size, 256)
+    for i in range(0, len(labels), size):
+        values = tuple(channels_last(t[i : i + size].to(place)) for t in inputs)
+        found = wanted_features(graph, values, labels[i : i + size].to(place), stop, settings)
+        wanted[i : i + size] = found.to(wanted.device)
+
+
+def _sweeps_as_epochs(graph: Graph, sweeps: list[Sweep], evaluate: Callable[[], float] | None) -> list[Epoch]:
+    """The sweeps of a closed-form post-training as a history; leaves the last one's parameters in the model."""
+    history = []
+    for number, sweep in enumerate(sweeps):
+        write(graph, sweep.parameters)
+        losses = {} if sweep.residual is None else {"loss": sweep.residual, "reconstruction": sweep.residual}
+        history.append(Epoch(number, losses, evaluate() if evaluate else None, sweep.seconds))
+    return history
+
+
+def _loss(count: int, weight: float, embedding: str, scale: float):  # type: ignore[no-untyped-def]
     distance = F.l1_loss if embedding == "maximum" else F.mse_loss  # paired with the embedding, FR-PT 4.2
 
     def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -277,7 +316,7 @@ def _loss(plan: _Plan, weight: float, embedding: str):  # type: ignore[no-untype
         if weight < 1:
             parts["classification"] = F.cross_entropy(results[1], batch[count])
         if weight > 0:
-            parts["reconstruction"] = distance(results[0], batch[count + 1])
+            parts["reconstruction"] = distance(results[0], batch[count + 1]) / scale
         if len(parts) == 1:
             return {"loss": next(iter(parts.values())), **parts}
         return {"loss": (1 - weight) * parts["classification"] + weight * parts["reconstruction"], **parts}
@@ -285,9 +324,7 @@ def _loss(plan: _Plan, weight: float, embedding: str):  # type: ignore[no-untype
     return loss
 
 
-def _accuracy(graph: Graph, stop: str, names: Sequence[str], data: tuple[Tensor, ...], place: torch.device):  # type: ignore[no-untyped-def]
-    run = _Plan.of(graph, stop, names, True).run
-
+def _accuracy(run: Segment, data: tuple[Tensor, ...], place: torch.device) -> Callable[[], float]:
     def evaluate() -> float:
         batches = zip(*(t.split(256) for t in data), strict=True)
         right = 0
@@ -301,65 +338,6 @@ def _accuracy(graph: Graph, stop: str, names: Sequence[str], data: tuple[Tensor,
     return evaluate
 
 
-def _prepare(
-    graph: Graph,
-    plan: _Plan,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    stop: str,
-    settings: Settings | None,
-    folder: Path,
-    budget: int,
-    place: torch.device,
-) -> tuple[Tensor, ...]:
-    """One pass over the data: the frozen values training reads, the labels and the wanted features, on the training device
-    while they fit the budget, then memory-mapped."""
-    folder.mkdir(parents=True, exist_ok=True)
-    columns: list[_Column] = []
-    for x, labels in batches:
-        values = graph.check_input(
-            tuple(channels_last(v.to(place)) for v in (x if isinstance(x, tuple | list) else (x,)))
-        )
-        with torch.no_grad():
-            row = [*plan.prefix(*values), labels.to(place)]
-        if settings is not None:
-            chosen = {k: v for k, v in vars(settings).items() if k != "tolerance"}
-            wanted = reconstruct(graph, values, labels.to(place), to=stop, **chosen)[stop]
-            require_finite(wanted, f"wanted features of {stop!r}")
-            row.append(wanted)
-        else:
-            check_labels(torch.empty(len(values[0]), *graph.shape(graph.output), device="meta"), labels)
-        columns = columns or [_Column(folder / f"{i}.bin", budget // len(row)) for i in range(len(row))]
-        for column, value in zip(columns, row, strict=True):
-            column.append(value.detach())
-    return tuple(column.finish() for column in columns)
-
-
-class _Column:
-    """A growing tensor: in memory up to its budget, then in a file mapped back into memory."""
-
-    def __init__(self, path: Path, budget: int) -> None:
-        self.path, self.budget, self.size = path, budget, 0
-        self.parts: list[Tensor] = []
-        self.file: IO[bytes] | None = None
-
-    def append(self, value: Tensor) -> None:
-        self.size += value.numel() * value.element_size()
-        self.dtype, self.shape = value.dtype, value.shape[1:]
-        self.parts.append(value)
-        if self.size > self.budget:
-            self.file = self.file or self.path.open("wb")
-            for part in self.parts:
-                self.file.write(part.contiguous().cpu().numpy().tobytes())
-            self.parts = []
-
-    def finish(self) -> Tensor:
-        if self.file is None:
-            return torch.cat(self.parts)
-        self.file.close()
-        count = self.size // torch.empty((), dtype=self.dtype).element_size()
-        return torch.from_file(str(self.path), shared=False, size=count, dtype=self.dtype).view(-1, *self.shape)
-
-
 def _fingerprint(model: nn.Module) -> str:
     """Of the weights that post-training starts from: a checkpoint of another model's is not to be continued."""
     digest = hashlib.sha256()
@@ -367,13 +345,3 @@ def _fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-def _batches(loader: Loader, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    if isinstance(loader, tuple) and len(loader) == 2 and isinstance(loader[1], Tensor):
-        x, y = loader
-        if not isinstance(x, Tensor) or len(x) != len(y):
-            raise ValueError(f"loader: expected inputs and labels of one length, given {len(x)} and {len(y)}")
-        size = max(batch_size, 256)
-        return [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]
-    return loader

@@ -99,6 +99,7 @@ def fit(
     evaluate: Callable[[], float] | None = None,
     identity: Mapping[str, Any] | None = None,
     description: str = "training",
+    before_epoch: Callable[[int], None] | None = None,
 ) -> Fitted:
     """Trains the parameters of ``module`` that require gradients by Adam on shuffled batches of ``data``.
 
@@ -108,6 +109,7 @@ def fit(
             "loss" is minimised.
         evaluate: an accuracy in [0, 1], measured before training and after each epoch.
         identity: what the checkpoint belongs to; a checkpoint of something else is refused.
+        before_epoch: called with the number of each epoch as it begins; its time counts as the epoch's.
 
     Returns:
         A :class:`Fitted`: the history, one :class:`Epoch` per epoch, the state before training first; and a step's memory.
@@ -129,7 +131,7 @@ def fit(
     generator = torch.Generator().manual_seed(training.seed)
     state = _Checkpoint(training, module, optimizer, generator, dict(identity or {}))
     history = state.resume()
-    memory, now = StepMemory(module, device), clock(device)
+    memory, now = StepMemory(module.parameters(), device), clock(device)
     n = len(data[0])
     console = Console(stderr=True)
     with Progress(
@@ -146,6 +148,8 @@ def fit(
             history.append(Epoch(0, {}, evaluate() if evaluate else None, 0.0))
         for epoch in range(len(history), training.epochs + 1):
             began = now()
+            if before_epoch is not None:
+                before_epoch(epoch)
             order = torch.randperm(n, generator=generator)
             sums: dict[str, Tensor] = {}
             step = 0
