@@ -297,15 +297,16 @@ def test_reproduce(run: Any, name: str, workers: str) -> None:
     assert (code, err) == (0, "")
     assert ("│ FR (2, 3)" in out) == (name == "fr-pt/table1")
     assert ("Reconstructed features of digits on digits" in out) == (name == "design/cifar10")
-    assert out.splitlines()[-1] == f"report: o/{name}-smoke/report.html"
-    assert Path(f"o/{name}-smoke/report.html").exists()
-    rows = RunStore(Path(f"o/{name}-smoke/rows")).rows()
+    paper, experiment = name.split("/")
+    assert out.splitlines()[-1] == f"report: o/{paper}-smoke/{experiment}.html"
+    assert Path(f"o/{paper}-smoke/{experiment}.html").exists()
+    rows = RunStore(Path(f"o/{paper}-smoke/rows")).rows()
     assert len(rows) == (12 if name == "fr-pt/table1" else 4)
     if name == "fr-pt/table1":
         assert "made images of the right shape, 1 epoch" in out
         assert re.search(r"^13/13 seed 0: (BP|FR) \(\d, \d\) \d+\.\d\d % after 1 epochs, \d+\.\d s$", out, re.MULTILINE)
         assert run(*arguments)[0] == 0
-        assert RunStore(Path(f"o/{name}-smoke/rows")).rows() == rows
+        assert RunStore(Path(f"o/{paper}-smoke/rows")).rows() == rows
 
 
 def test_every_built_in_network_has_a_known_input_shape() -> None:

@@ -21,7 +21,7 @@ LEVELS = [
     {"reverse", "global_solve"},
     {"reconstruction"},
     {"training"},
-    {"closed_form"},
+    {"closed_form", "prefix"},
     {"diagnosis", "post_training", "adjoint", "racecar", "alignment"},
     {"experiments"},
     {"report"},

@@ -126,7 +126,7 @@ class Model:
                 split.train.classes,
             )
         else:
-            data = Data.load(self.data, cache=self.out / "cache.npz")
+            data = Data.load(self.data, cache=self.out)
         if self.weights is None:
             baseline = Baseline(self.network, self.data_name, self.baseline_epochs, seed=self.seed)
             model, accuracy, _ = load_baseline(baseline, data, self.out, self.device, progress=True)
@@ -239,14 +239,17 @@ class Reproduce:
 
     def run(self) -> None:
         settings = settings_of(self.name, self.scale, self.seeds, data=self.data, ways=self.ways)
-        folder = self.out / (self.name if self.scale == "paper" else f"{self.name}-{self.scale}")
+        # experiments of one paper share their baselines, and rows where they ask for the same
+        paper, _, experiment = self.name.partition("/")
+        folder = self.out / (paper if self.scale == "paper" else f"{paper}-{self.scale}")
         rows = CATALOGUE[self.name].run(
             settings, folder, device=self.device, report=_line, workers=self.workers, engine=self.engine
         )
         quality = self.name.startswith("design/")
         for table in [reconstruction_table(rows)] if quality else study_tables(rows):
             console.print(table.to_rich())
-        console.print(f"report: {write_report(folder, title=self.name)}")
+        page = write_report(folder, folder / f"{experiment}.html", self.name, rows)
+        console.print(f"report: {page}")
 
 
 @dataclass(frozen=True)

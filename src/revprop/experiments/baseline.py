@@ -110,7 +110,7 @@ def load_baseline_data(baseline: Baseline, cache: Path | None = None) -> Data:
     """The data that a baseline is trained and measured on: its part of the training images, scaled as it says.
 
     Args:
-        cache: a file that keeps the decoded images of an archive.
+        cache: a folder that keeps the decoded images of archives.
 
     Raises:
         ValueError: ``holdout`` leaves nothing to train on or to measure on. And all that loading raises.
@@ -139,8 +139,9 @@ def load_baseline_data(baseline: Baseline, cache: Path | None = None) -> Data:
 def _load_split(spec: str, cache: Path | None) -> Split:
     archive = spec.endswith((".tar", ".tar.gz", ".tgz")) or spec in ("cifar10-jpeg", "tinyimagenet10")
     if archive and cache is not None:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        return load_data(spec, cache=cache)
+        cache.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(spec.encode()).hexdigest()[:8]
+        return load_data(spec, cache=cache / f"images-{digest}.npz")
     return load_data(spec)
 
 

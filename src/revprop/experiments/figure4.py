@@ -176,7 +176,7 @@ def train_to_stages(
     Raises:
         ValueError: a stage that is not reached within the epochs.
     """
-    data = Data.load(trained.data, cache=folder / "cache.npz")
+    data = Data.load(trained.data, cache=folder)
     model = build_network(trained.network, trained.seed, len(data.classes))
     per_epoch = -(-len(data.train[1]) // trained.batch_size)
     steps = itertools.count()
@@ -216,7 +216,7 @@ def discrepancy(
     number = list(stages).index(stage)
     training = RunStore(folder / "stages").get(_training(trained, stages))
     assert training is not None
-    data = Data.load(trained.data, cache=folder / "cache.npz")
+    data = Data.load(trained.data, cache=folder)
     x, labels = (part[:samples] for part in data.test)
     model = build_network(trained.network, trained.seed, len(data.classes))
     load_weights(model, _weights(trained, stages, number, folder))

@@ -259,7 +259,7 @@ def _source(baseline: Baseline) -> Baseline:
     maxsize=1
 )  # one data set and few baselines at a time: a worker goes through the cells of one after the other
 def _data(source: Baseline, folder: Path) -> Data:
-    return load_baseline_data(source, cache=folder / "cache.npz")
+    return load_baseline_data(source, cache=folder)
 
 
 @lru_cache(maxsize=2)

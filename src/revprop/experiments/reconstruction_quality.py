@@ -140,7 +140,7 @@ def _network(
         images = getattr(load_data(settings.data), settings.split)
         x, labels = images.scaled(IMAGENET_MEAN, IMAGENET_STD)[: settings.samples], images.labels[: settings.samples]
     else:
-        data = Data.load(settings.data, cache=folder / "cache.npz")
+        data = Data.load(settings.data, cache=folder)
         model, _, _ = load_baseline(
             Baseline(settings.network, settings.data, settings.epochs, seed=settings.seed),
             data,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from revprop.report import study_figures
 from revprop.report.figures import deviation_bars, discrepancy_maps, figure_to_svg
 from revprop.report.grid import Grid, split_by_study
 from revprop.report.page import Section, write_page
@@ -22,11 +23,17 @@ __all__ = ["reconstruction_table", "study_tables", "write_figures", "write_markd
 Row = Mapping[str, Any]
 
 
-def write_report(folder: Path, path: Path | None = None, title: str = "Running a network backwards") -> Path:
-    """Writes one self-contained page of everything a folder of runs holds.
+def write_report(
+    folder: Path,
+    path: Path | None = None,
+    title: str = "Running a network backwards",
+    rows: Sequence[Row] | None = None,
+) -> Path:
+    """Writes one self-contained page of everything a folder of runs holds, or of some of its rows.
 
     Args:
         folder: where ``rows`` and ``baselines`` are. path: the page; ``report.html`` in the folder where not given.
+        rows: those to report; all where not given.
 
     Returns:
         the page's path.
@@ -34,7 +41,7 @@ def write_report(folder: Path, path: Path | None = None, title: str = "Running a
     Raises:
         ValueError: the folder holds no finished run.
     """
-    rows = RunStore(folder / "rows").rows()
+    rows = RunStore(folder / "rows").rows() if rows is None else rows
     if not rows:
         raise ValueError(
             f"no finished run in {folder / 'rows'}: run revprop demo, diagnose, post-train or reproduce first"
@@ -93,12 +100,26 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
 
 
 def study_tables(rows: Sequence[Row]) -> list[Table]:
-    """The post-training tables of some rows: the accuracy of every cell, per network and data set.
+    """The tables of some post-training rows for a terminal: per network and data set the accuracy of every cell, or the
+    ablation; per figure of the paper its own.
 
     >>> study_tables([])
     []
     """
-    return [table for study in split_by_study(rows) for table in accuracy_tables(Grid.of(study))]
+    cells = [
+        table
+        for study in split_by_study(rows)
+        if not study[0]["settings"].get("study")
+        for table in accuracy_tables(Grid.of(study))
+    ]
+    ablations = [
+        table
+        for section in post_training_sections(
+            [row for row in rows if row["settings"].get("study") == "ablation"], False
+        )
+        for table in section.tables
+    ]
+    return [*cells, *ablations, *(table for section in study_figures.sections(rows, False) for table in section.tables)]
 
 
 def reconstruction_table(rows: Sequence[Row]) -> Table:
@@ -136,7 +157,8 @@ def reconstruction_table(rows: Sequence[Row]) -> Table:
 
 
 def _sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
-    return [*_diagnoses(rows), *_reconstructions(rows), *post_training_sections(rows, draw)]
+    figures = study_figures.sections(rows, draw)
+    return [*_diagnoses(rows), *_reconstructions(rows), *post_training_sections(rows, draw), *figures]
 
 
 def _diagnoses(rows: Sequence[Row]) -> list[Section]:
