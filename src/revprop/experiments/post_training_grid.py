@@ -71,9 +71,10 @@ class Way:
         return {"method": self.method, **({"alpha": alpha} if self.method == "fr" else {}), **self.options}
 
     def settings(self, alpha: float) -> dict[str, Any]:
-        """What names its rows: the method, for "fr" how it reconstructs, and every other option that is not as usual."""
+        """What names its rows: the method, for "fr" how it reconstructs, for "solve" what it goes by, and every other option
+        that is not as usual."""
         given, usual = self.keywords(alpha), _options()
-        always = ("alpha", *asdict(Reconstruct())) if self.method == "fr" else ()
+        always = {"fr": ("alpha", *asdict(Reconstruct())), "solve": ("closed_form",)}.get(self.method, ())
         found = {"method": self.method, **{name: given.get(name, usual[name]) for name in always}}
         found |= {name: value for name, value in given.items() if name not in found and value != usual[name]}
         return found | ({} if self.first is None else {"first": self.first.settings(alpha)})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
+from revprop.closed_form import ClosedForm
 
 Row = Mapping[str, Any]
 
@@ -226,11 +228,27 @@ def run_options(settings: Mapping[str, Any]) -> dict[str, Any]:
         >>> run_options({"method": "fr", "alpha": 0.1, "seed": 3, "first": {"method": "solve", "margin": 6}})
         {'method': 'solve+fr', 'alpha': 0.1, 'first margin': 6}
     """
-    found = {key: value for key, value in settings.items() if key not in (*WHICH_RUN, "first") and value is not None}
+    found = {
+        key: value
+        for key, value in (dict(settings) | _closed_form(settings.get("closed_form"))).items()
+        if key not in (*WHICH_RUN, "first", "closed_form") and value is not None
+    }
     if settings.get("first"):
         before = run_options(settings["first"])
         found["method"] = f"{before.pop('method')}{THEN}{found['method']}"
         found |= {f"first {key}": value for key, value in before.items()}
+    return found
+
+
+def _closed_form(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings of the closed form by themselves: the one margin and damping, and of the others those not as usual."""
+    if given is None:
+        return {}
+    usual = asdict(ClosedForm())
+    found = {key: value for key, value in given.items() if key in usual and value != usual[key]}
+    for name, values in (("margin", given["margins"]), ("damping", given["dampings"])):
+        found.pop(f"{name}s", None)
+        found[name] = values[0] if len(values) == 1 else values
     return found
 
 
