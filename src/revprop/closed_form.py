@@ -56,16 +56,12 @@ class ClosedForm:
     def __post_init__(self) -> None:
         for name in ("margins", "dampings"):
             values = getattr(self, name)
-            if not isinstance(values, tuple | list) or not values or not all(_fits(v, (int, float), 0) for v in values):
-                raise ValueError(f"{name}: expected one or more numbers in a tuple, none below 0; given {values!r}")
+            if not isinstance(values, tuple | list) or not values or not min(values) >= 0:
+                raise ValueError(f"{name}: expected one or more numbers in a tuple, none below 0; given {values}")
         for name in ("sweeps", "per_sweep", "samples"):
             value = getattr(self, name)
-            if not _fits(value, (int,), 1) and not (name == "samples" and value is None):
-                raise ValueError(f"{name}: expected a whole number, at least 1; given {value!r}")
-
-
-def _fits(value: object, types: tuple[type, ...], least: int) -> bool:
-    return isinstance(value, types) and not isinstance(value, bool) and least <= value < math.inf  # type: ignore[operator]
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, given {value}")
 
 
 @dataclass(frozen=True)
@@ -149,8 +145,7 @@ class Refit:
     def change(self, gram: Tensor, product: Tensor, damping: float) -> tuple[Tensor, Tensor | None]:
         """The change of the weight and of the bias by the damped normal equations."""
         gram, product = gram.double(), product.double()
-        mean = torch.diagonal(gram, dim1=1, dim2=2).mean(1)
-        mean = torch.where(mean > 0, mean, 1.0)  # nothing but zeros: no change
+        mean = torch.diagonal(gram, dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)
         size = gram.shape[-1]
         damped = gram + (max(damping, 1e-12) * mean)[:, None, None] * torch.eye(
             size, dtype=gram.dtype, device=gram.device
@@ -220,8 +215,7 @@ def refits(graph: Graph, names: Sequence[str], frozen: Sequence[fx.Node]) -> tup
         names: of trainable parameters. frozen: the nodes whose values are known and do not change.
 
     Raises:
-        ValueError: none of the parameters is the weight of a linear layer or a convolution, or one is used twice, or the
-            samples are not the first dimension where it is used.
+        ValueError: none of the parameters is the weight of a linear layer or a convolution, or one is used twice.
     """
     found: list[Refit] = []
     for node in graph.nodes:
@@ -230,11 +224,6 @@ def refits(graph: Graph, names: Sequence[str], frozen: Sequence[fx.Node]) -> tup
         columns = _columns(graph, node) if weight in names else None
         if columns is None or weight is None:
             continue
-        if not graph.per_sample(node):
-            raise ValueError(
-                f"{weight} is used where the samples are not the first dimension (shape {tuple(node.meta['val'].shape)}), and "
-                'closed form goes sample by sample; choose start and stop around it, or use method="fr" or "bp"'
-            )
         changed = graph.descendants([node])
         needed = [n for n in graph.nodes if n in changed and n is not node]
         held = tuple(
@@ -251,14 +240,15 @@ def refits(graph: Graph, names: Sequence[str], frozen: Sequence[fx.Node]) -> tup
                 graph.segment((node, *held), (graph.output,)),
             )
         )
+    weights = [r.weight for r in found]
     if not found:
         raise ValueError(
             f"nothing to refit in closed form among {', '.join(names)}: a linear layer's or a convolution's weight is "
             'needed; use method="fr" or method="bp"'
         )
-    for name in (n for layer in found for n in (layer.weight, layer.bias) if n):
-        if sum(name in graph.parameters_of([n]) for n in graph.nodes) > 1:
-            raise ValueError(f'{name} is used more than once: closed form refits one use; use method="fr" or "bp"')
+    for weight in weights:
+        if sum(weight in graph.parameters_of([n]) for n in graph.nodes) > 1:
+            raise ValueError(f'{weight} is used more than once: closed form refits one use; use method="fr" or "bp"')
     return tuple(found)
 
 
