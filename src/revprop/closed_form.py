@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, fx
@@ -56,12 +57,16 @@ class ClosedForm:
     def __post_init__(self) -> None:
         for name in ("margins", "dampings"):
             values = getattr(self, name)
-            if not isinstance(values, tuple | list) or not values or not min(values) >= 0:
-                raise ValueError(f"{name}: expected one or more numbers in a tuple, none below 0; given {values}")
+            if not isinstance(values, tuple | list) or not values or not all(_fits(v, Real, 0) for v in values):
+                raise ValueError(f"{name}: expected one or more numbers in a tuple, none below 0; given {values!r}")
         for name in ("sweeps", "per_sweep", "samples"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, given {value}")
+            if not _fits(value, Integral, 1) and not (name == "samples" and value is None):
+                raise ValueError(f"{name}: expected a whole number, at least 1; given {value!r}")
+
+
+def _fits(value: object, kind: type, least: int) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and least <= value < math.inf  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,8 @@ class Refit:
     def change(self, gram: Tensor, product: Tensor, damping: float) -> tuple[Tensor, Tensor | None]:
         """The change of the weight and of the bias by the damped normal equations."""
         gram, product = gram.double(), product.double()
-        mean = torch.diagonal(gram, dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)
+        mean = torch.diagonal(gram, dim1=1, dim2=2).mean(1)
+        mean = torch.where(mean > 0, mean, 1.0)  # nothing but zeros: no change
         size = gram.shape[-1]
         damped = gram + (max(damping, 1e-12) * mean)[:, None, None] * torch.eye(
             size, dtype=gram.dtype, device=gram.device
@@ -215,7 +221,8 @@ def refits(graph: Graph, names: Sequence[str], frozen: Sequence[fx.Node]) -> tup
         names: of trainable parameters. frozen: the nodes whose values are known and do not change.
 
     Raises:
-        ValueError: none of the parameters is the weight of a linear layer or a convolution, or one is used twice.
+        ValueError: none of the parameters is the weight of a linear layer or a convolution, or one is used twice, or the
+            samples are not the first dimension where it is used.
     """
     found: list[Refit] = []
     for node in graph.nodes:
@@ -224,6 +231,11 @@ def refits(graph: Graph, names: Sequence[str], frozen: Sequence[fx.Node]) -> tup
         columns = _columns(graph, node) if weight in names else None
         if columns is None or weight is None:
             continue
+        if not graph.per_sample(node):
+            raise ValueError(
+                f"{weight} is used where the samples are not the first dimension, but merged with others or moved; closed form "
+                'goes sample by sample: choose start and stop around it, or use method="fr" or "bp"'
+            )
         changed = graph.descendants([node])
         needed = [n for n in graph.nodes if n in changed and n is not node]
         held = tuple(
@@ -240,15 +252,14 @@ def refits(graph: Graph, names: Sequence[str], frozen: Sequence[fx.Node]) -> tup
                 graph.segment((node, *held), (graph.output,)),
             )
         )
-    weights = [r.weight for r in found]
     if not found:
         raise ValueError(
             f"nothing to refit in closed form among {', '.join(names)}: a linear layer's or a convolution's weight is "
             'needed; use method="fr" or method="bp"'
         )
-    for weight in weights:
-        if sum(weight in graph.parameters_of([n]) for n in graph.nodes) > 1:
-            raise ValueError(f'{weight} is used more than once: closed form refits one use; use method="fr" or "bp"')
+    for name in (n for layer in found for n in (layer.weight, layer.bias) if n):
+        if sum(name in graph.parameters_of([n]) for n in graph.nodes) > 1:
+            raise ValueError(f'{name} is used more than once: closed form refits one use; use method="fr" or "bp"')
     return tuple(found)
 
 
@@ -288,7 +299,7 @@ def solve(
         raise ValueError(
             f"{len(tried)} pairs of margin and damping, and no unseen data to choose by: give selection=<loader>, or one of each"
         )
-    order = torch.randperm(len(data[-1]), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data[-1]), generator=torch.Generator().manual_seed(seed))[: options.samples]
     names = [name for layer in layers for name in (layer.weight, layer.bias) if name]
     device = graph.tensor(names[0]).device
     memory, now = StepMemory([graph.tensor(name).detach() for name in names], device), clock(device)
@@ -309,6 +320,8 @@ def solve(
                     partial(_embed, embedding=embedding, margin=margin),
                     damping,
                     memory,
+                    # there the least-squares problem is that of the outputs themselves, and what is wanted is a convex set
+                    layer.node is graph.output and embedding in ("nearest", "one_hot"),
                 )
                 for layer in layers
             ]
@@ -326,15 +339,20 @@ def solve(
 
 
 def _refit(
-    graph: Graph, layer: Refit, batches: list[tuple[Tensor, ...]], wanted: Wanted, damping: float, memory: StepMemory
+    graph: Graph,
+    layer: Refit,
+    batches: list[tuple[Tensor, ...]],
+    wanted: Wanted,
+    damping: float,
+    memory: StepMemory,
+    never_worse: bool,
 ) -> float:
     """Refits one layer; where that takes the outputs further from the wanted ones the change is halved, at last left out."""
     gram, product, residual = layer.normal_equations(batches, wanted, memory)
     weight, bias = layer.change(gram, product, damping)
     change = {layer.weight: weight} | ({layer.bias: bias} if layer.bias is not None and bias is not None else {})
     old = {name: graph.tensor(name).detach().clone() for name in change}
-    # the output layer's problem is the least-squares problem itself: its damped solution is never worse
-    before = None if layer.node is graph.output else layer.distance(batches, wanted)
+    before = None if never_worse else layer.distance(batches, wanted)
     for step in STEPS:
         new = {name: old[name] + step * value.to(old[name].dtype) for name, value in change.items()}
         for name, value in new.items():

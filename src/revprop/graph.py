@@ -80,6 +80,11 @@ class Graph:
         # int() of a symbolic size would fix the batch size of the whole graph to the example's
         return tuple(-1 if isinstance(d, torch.SymInt) else int(d) for d in node.meta["val"].shape[1:])
 
+    def per_sample(self, node: fx.Node) -> bool:
+        """Whether a node's value is one tensor whose first dimension is the samples, neither merged with others nor moved."""
+        value = node.meta.get("val")
+        return isinstance(value, Tensor) and str(value.shape[:1]) == str(self.inputs[0].meta["val"].shape[:1])
+
     @staticmethod
     def path(node: fx.Node) -> str:
         """The module path a node was called in; the empty string is the model itself."""
@@ -297,7 +302,6 @@ def _module_stack(node: fx.Node) -> list[str]:
 def _name_layers(graph: Graph) -> dict[str, fx.Node]:
     """Layer name -> node: of each module call, the one value that something outside of it uses."""
     inside: dict[str, list[fx.Node]] = {}
-    batch = str(graph.inputs[0].meta["val"].shape[:1])
     for node in graph.nodes:
         for path in _module_stack(node):
             if path:
@@ -308,11 +312,7 @@ def _name_layers(graph: Graph) -> dict[str, fx.Node]:
         members = set(nodes)
         leaving = [n for n in nodes if n is graph.output or any(u not in members and u in order for u in n.users)]
         # features are per sample: a value that merges or moves the batch dimension is no layer
-        if (
-            len(leaving) == 1
-            and isinstance(value := leaving[0].meta.get("val"), Tensor)
-            and str(value.shape[:1]) == batch
-        ):
+        if len(leaving) == 1 and graph.per_sample(leaving[0]):
             found[path] = leaving[0]
     named = dict(sorted(found.items(), key=lambda item: (order[item[1]], -item[0].count("."))))
     first = {"input": graph.inputs[0]} if len(graph.inputs) == 1 else {f"input:{n.name}": n for n in graph.inputs}

@@ -158,6 +158,8 @@ def post_train(
                 return None
             found = batches_of(loader, batch_size)
             checked = prepare(graph, whole, found, stop, None, folder / part, memory_budget, place)
+            if not checked:
+                raise ValueError(f"{part}: expected batches of (inputs, labels); it gave none")
             return _accuracy(whole.run, checked, place)
 
         evaluate = measure("validation", validation)
@@ -275,8 +277,10 @@ class _Trained(nn.Module):
 
 def _scale(wanted: Tensor, embedding: str) -> float:
     """What the distance of the wanted features is divided by: their variance over the samples, or its root for an L1 distance."""
-    variance = float(wanted.float().var(0, correction=0).mean()) if len(wanted) else 1.0
-    return max(variance**0.5 if embedding == "maximum" else variance, 1e-12)
+    variance = float(wanted.float().var(0, correction=0).mean())
+    if variance < 1e-12:  # the same for all samples: nothing to go by
+        return 1.0
+    return variance**0.5 if embedding == "maximum" else variance
 
 
 def _renew(

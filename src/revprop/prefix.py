@@ -34,9 +34,16 @@ class Plan:
         reads = {n for n in graph.nodes if set(graph.parameters_of([n])) & set(names)}
         changed = graph.descendants(reads) if reads else set()
         outputs = (graph.node(stop), graph.output) if classify else (graph.node(stop),)
-        needed = [n for n in graph.nodes if n in changed and n in graph.ancestors(outputs)]
+        upto = graph.ancestors(outputs)
+        run = {n for n in graph.nodes if n in changed and n in upto}
+        # from the back: what is kept is kept by sample, so a value that merges or moves the samples is computed at every step
+        for node in reversed(graph.nodes):
+            if node not in run and not graph.per_sample(node) and any(user in run for user in node.users):
+                run.add(node)
         crossing = tuple(
-            dict.fromkeys(a for n in needed for a in n.all_input_nodes if a in graph.active and a not in changed)
+            dict.fromkeys(
+                a for n in graph.nodes if n in run for a in n.all_input_nodes if a in graph.active and a not in run
+            )
         )
         return Plan(crossing, graph.segment(graph.inputs, crossing), graph.segment(crossing, outputs))
 
