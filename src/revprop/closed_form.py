@@ -148,15 +148,19 @@ class Refit:
         return (torch.empty(2 * width, *z.shape, dtype=z.dtype, device="meta"),)
 
     def change(self, gram: Tensor, product: Tensor, damping: float) -> tuple[Tensor, Tensor | None]:
-        """The change of the weight and of the bias by the damped normal equations."""
-        gram, product = gram.double(), product.double()
-        mean = torch.diagonal(gram, dim1=1, dim2=2).mean(1)
-        mean = torch.where(mean > 0, mean, 1.0)  # nothing but zeros: no change
+        """The change of the weight and of the bias by the damped normal equations; where the damping is below what G's own
+        rounding amounts to, by its pseudo-inverse."""
+        require_finite(gram, f"normal equations of {self.weight!r}")
         size = gram.shape[-1]
-        damped = gram + (max(damping, 1e-12) * mean)[:, None, None] * torch.eye(
-            size, dtype=gram.dtype, device=gram.device
-        )
-        matrix = torch.linalg.solve(damped, product.mT).mT
+        rounding = size * torch.finfo(gram.dtype).eps
+        gram, product = gram.double(), product.double()
+        if damping < rounding:
+            matrix = product @ torch.linalg.pinv(gram, rtol=rounding, hermitian=True)
+        else:
+            mean = torch.diagonal(gram, dim1=1, dim2=2).mean(1)
+            mean = torch.where(mean > 0, mean, 1.0)  # nothing but zeros: no change
+            eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
+            matrix = torch.linalg.solve(gram + (damping * mean)[:, None, None] * eye, product.mT).mT
         weight = self.columns.weight(matrix[..., :-1].contiguous())
         return weight, matrix[..., -1].flatten() if self.bias is not None else None
 
