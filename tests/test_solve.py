@@ -110,8 +110,7 @@ def test_no_refit_takes_the_outputs_further_from_the_wanted_ones(
     assert changed(before, state_of(result.model)) <= names
     assert changed(before, state_of(model)) == set()
     assert result.parameters == sum(before[name].numel() for name in names)
-    assert not result.model.training
-    assert [p.requires_grad for p in result.model.parameters()] == [True] * len(list(result.model.parameters()))
+    assert all(p.requires_grad and p.grad is None for p in result.model.parameters())
     assert result.peak_memory > 0
 
 
@@ -269,7 +268,7 @@ def test_validation_never_has_a_say(selected: bool) -> None:
     options: dict[str, Any] = {"selection": (x[:20], y[:20])} if selected else {}
     results = [
         solved(model, (x[20:], y[20:]), "input", "output", validation=validation, **options)
-        for validation in (None, (x, y), (x, (y + 1) % 3), (torch.zeros(1, 4), torch.tensor([2])))
+        for validation in (None, (x, y), (x, (y + 1) % 3))
     ]
     for result in results[1:]:
         assert changed(state_of(results[0].model), state_of(result.model)) == set()
@@ -342,7 +341,7 @@ def test_a_parameter_used_twice_is_refused() -> None:
 
 
 def test_samples_that_are_not_the_first_dimension_are_refused() -> None:
-    """Also where there are as many samples as steps in time, which no size would tell."""
+    """Also where there are as many of them as steps in time."""
     for merged in (True, False):
         with pytest.raises(ValueError, match=r"a\.weight is used where the samples are not the first dimension"):
             solved(Moved(merged), (torch.randn(7, 7, 4), torch.arange(7) % 3), "input", "output")
