@@ -314,7 +314,7 @@ def test_the_first_reconstruction_loss_computed_directly(
 
 
 def test_alpha_0_is_bp(digits_graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("revprop.post_training.reconstruct", None)  # wanted features are not even computed
+    monkeypatch.setattr("revprop.prefix.reconstruct", None)  # wanted features are not even computed
     data = digits()
     bp, fr = (
         post_train(digits_graph, data.train, "conv1", "fc1", method=method, alpha=0.0, validation=data.test, **QUICK)
@@ -602,7 +602,7 @@ def test_a_layer_of_another_branch_is_not_in_front(residual_graph: Graph) -> Non
     ("options", "message"),
     [
         ({"method": "rf"}, "unknown method 'rf'; did you mean 'fr'"),
-        ({"method": "sgd"}, "unknown method 'sgd'; known: 'fr', 'bp'"),
+        ({"method": "sgd"}, "unknown method 'sgd'; known: 'fr', 'bp', 'solve'"),
         ({"alpha": -0.1}, "alpha: expected the share of the reconstruction loss, 0 to 1; given -0.1"),
         ({"alpha": 1.5}, "alpha: .*; given 1.5"),
         ({"alpha": math.nan}, "alpha: .*; given nan"),

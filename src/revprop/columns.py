@@ -94,6 +94,7 @@ class Columns:
 def columns_of(map: LinearMap) -> Columns | None:
     """The columns of a map, or None where it is no dense map or convolution.
 
+    >>> import torch
     >>> columns = columns_of(Dense(torch.ones(2, 3)))
     >>> columns.of(torch.zeros(5, 3)).shape, columns.outputs
     (torch.Size([1, 5, 3]), 2)
