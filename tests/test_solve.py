@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -83,6 +84,11 @@ NETWORKS_2X6X6: dict[str, tuple[Callable[[], nn.Module], str, str, set[str]]] = 
 }
 
 
+@functools.cache
+def graph_of(make: Callable[[], nn.Module]) -> Graph:
+    return trace(make().double().eval(), residual_data(2, F64)[0])
+
+
 @pytest.mark.parametrize("embedding", ["nearest", "maximum", "one_hot"])
 @pytest.mark.parametrize("kind", NETWORKS_2X6X6)
 def test_no_refit_takes_the_outputs_further_from_the_wanted_ones(
@@ -90,8 +96,7 @@ def test_no_refit_takes_the_outputs_further_from_the_wanted_ones(
 ) -> None:
     """Also: the linear layers and convolutions asked for change, nothing else does, and the model given is as it was."""
     make, start, stop, expected = NETWORKS_2X6X6[kind]
-    torch.manual_seed(0)
-    model, data = make().double().eval(), residual_data(50, F64)
+    traced, model, data = graph_of(make), graph_of(make).model, residual_data(50, F64)
     before, distances, real = state_of(model), [], revprop.closed_form._refit
 
     def watched(graph: Graph, layer: Refit, batches: Any, wanted: Any, *rest: Any) -> float:
@@ -101,7 +106,7 @@ def test_no_refit_takes_the_outputs_further_from_the_wanted_ones(
         return result
 
     monkeypatch.setattr(revprop.closed_form, "_refit", watched)
-    result = solved(model, data, start, stop, embedding=embedding, batch_size=20)
+    result = solved(traced, data, start, stop, embedding=embedding, batch_size=20)
     assert len(distances) == QUICK.sweeps * len(expected)
     assert all(after <= first * (1 + 1e-9) for first, after in distances)
     assert distances[-1][1] < distances[0][0]
@@ -125,7 +130,7 @@ def test_the_history_has_one_entry_per_sweep() -> None:
 
 
 def test_the_seed_decides_the_numbers() -> None:
-    model, few = small(), ClosedForm((1.0,), (0.1,), sweeps=2, per_sweep=20)
+    model, few = trace(small(), points()[0]), ClosedForm((1.0,), (0.1,), sweeps=2, per_sweep=20)
     states = [state_of(solved(model, points(), "input", "2", closed_form=few, seed=s).model) for s in (0, 0, 1)]
     assert changed(states[0], states[1]) == set()
     assert changed(states[0], states[2]) == set(states[0])
@@ -148,12 +153,11 @@ def test_labels_that_win_already_ask_for_no_change() -> None:
 @pytest.mark.parametrize("n", [1, 2])
 def test_one_sample_one_class_one_output(n: int) -> None:
     x, _ = points(n)
-    result = solved(model := small(), (x, torch.full((n,), 2)), "input", "output")
+    result = solved(small(), (x, torch.full((n,), 2)), "input", "output")
     assert (result.model(x).argmax(1) == 2).all()
     single = small(1)
     result = solved(single, (x, torch.zeros(n, dtype=torch.long)), "input", "output")
     assert changed(state_of(single), state_of(result.model)) == set()
-    assert all(value.isfinite().all() for value in state_of(model).values())
 
 
 def test_more_outputs_than_are_inverted_densely() -> None:
@@ -264,7 +268,7 @@ def test_selection_keeps_the_network_as_it_was_where_everything_is_worse() -> No
 
 @pytest.mark.parametrize("selected", [True, False])
 def test_validation_never_has_a_say(selected: bool) -> None:
-    model, (x, y) = small(), points()
+    (x, y), model = points(), trace(small(), points()[0])
     options: dict[str, Any] = {"selection": (x[:20], y[:20])} if selected else {}
     results = [
         solved(model, (x[20:], y[20:]), "input", "output", validation=validation, **options)
@@ -303,9 +307,7 @@ def test_an_undertrained_network_gains_on_images_it_has_not_seen() -> None:
 # -- what is refused --------------------------------------------------------------------------------
 
 
-class Shared(nn.Module):
-    """Two linear maps that share a bias only."""
-
+class Shared(nn.Module):  # a bias only
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
@@ -341,7 +343,6 @@ def test_a_parameter_used_twice_is_refused() -> None:
 
 
 def test_samples_that_are_not_the_first_dimension_are_refused() -> None:
-    """Also where there are as many of them as steps in time."""
     for merged in (True, False):
         with pytest.raises(ValueError, match=r"a\.weight is used where the samples are not the first dimension"):
             solved(Moved(merged), (torch.randn(7, 7, 4), torch.arange(7) % 3), "input", "output")
@@ -363,9 +364,8 @@ def test_modules_without_a_linear_layer_or_a_convolution_are_refused() -> None:
         ({"margins": ("3",)}, "margins: .*; given .*'3'"),
         ({"dampings": (-0.1,)}, "dampings: .*none below 0"),
         ({"sweeps": 0}, "sweeps: expected a whole number, at least 1; given 0"),
-        ({"sweeps": None}, "sweeps: expected a whole number"),
         ({"sweeps": 1.5}, r"sweeps: .*; given 1\.5"),
-        ({"per_sweep": 0}, "per_sweep: .*; given 0"),
+        ({"per_sweep": None}, "per_sweep: .*; given None"),
         ({"samples": 0}, "samples: .*; given 0"),
     ],
     ids=str,
