@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
@@ -110,23 +111,22 @@ class Refit:
         product: Tensor | None = None
         squares = count = 0.0
         for *values, labels in batches:
-            with torch.no_grad():
-                a, z, *held = self.front(*values)
-
-            def change(z: Tensor = z, held: list[Tensor] = held, labels: Tensor = labels) -> Tensor:
-                return smallest_change(lambda v, *h: self.behind(v, *h)[0], z, tuple(held), lambda o: wanted(o, labels))
-
-            first = memory is not None and not memory.peak
-            d = memory.measure((*values, a, z), change) if memory is not None and first else change()
-            with torch.no_grad():
-                squares, count = squares + float(d.square().sum()), count + d.numel()
-                u, d = self.columns.of(a), self.columns.rows(d)
-                u = torch.cat([u, u.new_full((*u.shape[:2], 1), float(self.bias is not None))], 2)
-                g, r = u.mT @ u, d.mT @ u
-                gram = g if gram is None else gram + g
-                product = r if product is None else product + r
-            if memory is not None and first:
-                memory.add(u, d, gram, product, *self._jacobian(z))
+            with memory.watch(values) if memory is not None else nullcontext():
+                with torch.no_grad():
+                    a, z, *held = self.front(*values)
+                change = smallest_change(
+                    lambda v, *h: self.behind(v, *h)[0],
+                    z,
+                    tuple(held),
+                    lambda o, y=labels: wanted(o, y),  # type: ignore[misc]
+                )
+                with torch.no_grad():
+                    squares, count = squares + float(change.square().sum()), count + change.numel()
+                    u, d = self.columns.of(a), self.columns.rows(change)
+                    u = torch.cat([u, u.new_full((*u.shape[:2], 1), float(self.bias is not None))], 2)
+                    g, r = u.mT @ u, d.mT @ u
+                    gram = g if gram is None else gram + g
+                    product = r if product is None else product + r
         if gram is None or product is None:
             raise ValueError("batches: expected at least one")
         return gram, product, squares / max(count, 1.0)
@@ -139,13 +139,6 @@ class Refit:
                 outputs = self.behind(*self.front(*values)[1:])[0]
                 total += float((wanted(outputs, labels) - outputs).square().sum())
         return total
-
-    def _jacobian(self, z: Tensor) -> tuple[Tensor, ...]:
-        """Stand-ins for the rows of the Jacobian and their stack, of their size, to be counted."""
-        width = math.prod(self.behind.outputs[0].meta["val"].shape[1:])
-        if self.node is self.behind.outputs[0] or width > DENSE_OUTPUTS:
-            return ()
-        return (torch.empty(2 * width, *z.shape, dtype=z.dtype, device="meta"),)
 
     def change(self, gram: Tensor, product: Tensor, damping: float) -> tuple[Tensor, Tensor | None]:
         """The change of the weight and of the bias by the damped normal equations; where the damping is below what G's own

@@ -1,17 +1,19 @@
-"""What the machine asks for and tells: the faster memory layout, time spent, memory that a training step keeps."""
+"""What the machine asks for and tells: the faster memory layout, time spent, memory that a training step holds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["StepMemory", "channels_last", "clock"]
-
-Result = TypeVar("Result")
 
 
 def clock(device: torch.device) -> Callable[[], float]:
@@ -37,38 +39,55 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 class StepMemory:
-    """What one training step keeps alive, in bytes: the peak of the allocator on a GPU; on a CPU, where there is no such
-    counter, the sum of parameters (with gradients and Adam's two averages where trained), the batch and every tensor saved for
-    the backward pass."""
+    """The most memory that one step holds at a time, in bytes: the peak of the allocator on a GPU; on a CPU, where there is no
+    such counter, the model's parameters (three times where trained: Adam keeps two averages), the batch, and what is alive at
+    most of the tensors that forward and backward make. What an operator needs only within itself is not seen."""
 
     def __init__(self, parameters: Iterable[Tensor], device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         if self.cuda:
             torch.cuda.reset_peak_memory_stats(device)
         held = [(p.untyped_storage(), p.requires_grad) for p in parameters]
-        self.fixed = sum(storage.nbytes() * (4 if trained else 1) for storage, trained in held)
-        self.known = {storage.data_ptr() for storage, _ in held}
+        self.fixed = sum(storage.nbytes() * (3 if trained else 1) for storage, trained in held)
         self.peak = 0
 
-    def measure(self, batch: tuple[Tensor, ...], loss: Callable[[], Result]) -> Result:
-        """Runs the loss once and notes what it keeps."""
-        kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in batch}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self.known:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            result = loss()
-        self.peak = self.fixed + sum(kept.values())
-        return result
-
-    def add(self, *tensors: Tensor) -> None:
-        """Counts tensors that the step keeps beside those."""
-        self.peak += sum(t.untyped_storage().nbytes() for t in tensors)
+    @contextmanager
+    def watch(self, batch: Sequence[Tensor]) -> Iterator[None]:
+        """Notes what a step that runs inside holds; ``batch``: what it is given. After the first one, nothing is done."""
+        if self.peak or self.cuda:
+            yield
+            return
+        given = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in batch}
+        alive = _Alive()
+        with alive:
+            yield
+        self.peak = self.fixed + sum(given.values()) + alive.peak
 
     def bytes(self, device: torch.device) -> int:
         """The most that was seen."""
         return torch.cuda.max_memory_allocated(device) if self.cuda else self.peak
+
+
+class _Alive(TorchDispatchMode):
+    """The storages that operators make, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sizes: dict[StorageWeakRef, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.add.Tensor and not torch.is_grad_enabled():
+            # autograd sums gradients into the first one's storage, though not while a mode like this one watches
+            self.sizes.pop(StorageWeakRef(args[0].untyped_storage()), None)
+        given = {StorageWeakRef(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for result in tree_leaves(results):
+            if isinstance(result, Tensor):
+                storage = result.untyped_storage()
+                reference = StorageWeakRef(storage)
+                if reference not in given:  # a view, or written in place: nothing new
+                    self.sizes[reference] = storage.nbytes()
+        self.sizes = {reference: size for reference, size in self.sizes.items() if not reference.expired()}
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return results

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +156,13 @@ def fit(
                 for step, start in enumerate(range(0, n, training.batch_size), start=1):
                     rows = order[start : start + training.batch_size]
                     batch = tuple(channels_last(t.index_select(0, rows.to(t.device)).to(device)) for t in data)
-                    losses = (
-                        loss(wrapped, batch) if memory.peak else memory.measure(batch, partial(loss, wrapped, batch))
-                    )
-                    value = float(losses["loss"].detach())
-                    if not math.isfinite(value):
-                        raise state.diverged(f"the loss is {value}", step, epoch)
-                    optimizer.zero_grad(set_to_none=True)
-                    fabric.backward(losses["loss"])
+                    with memory.watch(batch):
+                        losses = loss(wrapped, batch)
+                        value = float(losses["loss"].detach())
+                        if not math.isfinite(value):
+                            raise state.diverged(f"the loss is {value}", step, epoch)
+                        optimizer.zero_grad(set_to_none=True)
+                        fabric.backward(losses["loss"])
                     optimizer.step()
                     for name, part in losses.items():
                         share = part.detach() * len(rows)  # stays on the device: only the loss itself is waited for
