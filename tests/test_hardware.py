@@ -1,8 +1,9 @@
-"""Time and memory layouts: simple facts about each, and that the layout of an input changes nothing."""
+"""Time, memory and memory layouts: simple facts about each, and that the layout of an input changes nothing."""
 
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from training_cases import changed, state_of
 from revprop import diagnose, post_train, reconstruct
 from revprop.closed_form import ClosedForm
 from revprop.graph import trace
-from revprop.hardware import channels_last, clock
+from revprop.hardware import StepMemory, channels_last, clock
 
 CPU = torch.device("cpu")
 
@@ -133,3 +134,83 @@ def test_the_layout_of_training_data_changes_nothing(method: Any, budget: int) -
         torch.testing.assert_close(state_of(found.model), state_of(expected.model), rtol=1e-4, atol=1e-5)
         assert [e.accuracy for e in found.history] == [e.accuracy for e in expected.history]
     assert changed(state_of(model), state_of(graph.model)) == set()
+
+
+# -- memory -----------------------------------------------------------------------------------------
+
+
+def nbytes(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def test_the_first_step_is_what_counts() -> None:
+    x, memory = torch.randn(64, 50), StepMemory([], CPU)
+    assert memory.bytes(CPU) == 0
+    for factor in (1, 100):
+        with memory.watch((x, x)):  # one storage, given twice
+            torch.zeros(factor * 1000)
+        assert memory.bytes(CPU) == nbytes(x) + 4000
+
+
+def test_chains_of_operators_hold_two_results_at_a_time() -> None:
+    x, memory = torch.randn(64, 50), StepMemory([], CPU)
+    with memory.watch((x,)):
+        a = x
+        for _ in range(9):
+            a = a * 2
+            a.view(-1).add_(1)  # a view, written in place: nothing new
+    assert memory.bytes(CPU) == nbytes(x) + 2 * nbytes(x)
+
+
+def test_a_step_holds_at_least_its_parameters_batch_and_saved_activations() -> None:
+    first, second = nn.Linear(50, 40), nn.Linear(40, 30)
+    model, x = nn.Sequential(first, nn.Tanh(), second, nn.Tanh()), torch.randn(64, 50)
+    first.bias.requires_grad_(False)
+    memory = StepMemory(model.parameters(), CPU)
+    with memory.watch((x,)):
+        loss = model(x).sum()
+        loss.backward()
+    trained = nbytes(*(p for p in model.parameters() if p.requires_grad))
+    fixed = nbytes(first.bias) + 3 * trained
+    saved = 64 * (40 + 30) * 4  # a tanh saves its result, which is the next layer's input
+    assert fixed + nbytes(x) + saved <= memory.bytes(CPU) <= fixed + trained + nbytes(x) + 3 * saved
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
+def test_without_gradients_nothing_is_kept_for_them() -> None:
+    model, x = nn.Sequential(*(nn.Linear(50, 50) for _ in range(6))), torch.randn(64, 50)
+    memory = StepMemory(model.requires_grad_(False).parameters(), CPU)
+    with torch.no_grad(), memory.watch((x,)):
+        model(x)
+    assert memory.bytes(CPU) == nbytes(x, *model.parameters()) + 2 * nbytes(x)
+
+
+def test_a_step_that_fails_leaves_nothing_noted() -> None:
+    memory = StepMemory([], CPU)
+    with pytest.raises(ZeroDivisionError), memory.watch((torch.zeros(5),)):
+        raise ZeroDivisionError
+    assert memory.bytes(CPU) == 0
+
+
+def test_watching_changes_no_number() -> None:
+    model, (x, y) = Viewed(), images()
+    gradients = []
+    for watched in (False, True):
+        model.zero_grad()
+        with StepMemory(model.parameters(), CPU).watch((x,)) if watched else nullcontext():
+            nn.functional.cross_entropy(model(x), y).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == 8
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_larger_batch_holds_more() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    found = []
+    for n in (4, 16):
+        memory, x = StepMemory(model.parameters(), CPU), torch.randn(n, 3, 10, 10)
+        with memory.watch((x,)):
+            model(x).sum().backward()
+        found.append(memory.bytes(CPU))
+        assert found[-1] >= nbytes(x, torch.empty(n, 8, 8, 8), *model.parameters())
+    assert found[1] > 2 * found[0]

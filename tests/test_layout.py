@@ -13,7 +13,19 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # a module may import from earlier lines only; one of a package is the package, and imports freely within it
 LEVELS = [
     {"errors"},
-    {"segment", "export", "linear_map", "krylov", "windows", "certificate", "networks", "datasets", "runs", "hardware", "workers"},
+    {
+        "segment",
+        "export",
+        "linear_map",
+        "krylov",
+        "windows",
+        "certificate",
+        "networks",
+        "datasets",
+        "runs",
+        "hardware",
+        "workers",
+    },
     {"graph", "convolution", "sweep"},
     {"columns"},
     {"rules"},

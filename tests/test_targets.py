@@ -92,8 +92,7 @@ def test_methods_without_wanted_features_do_not_mind(residual_graph: Graph, opti
     data, way = residual_data(dtype=F64), ClosedForm((1.0,), (0.1,), sweeps=2)
     for method in ({"method": "bp"}, {"method": "fr", "alpha": 0.0}, {"method": "solve", "closed_form": way}):
         plain, other = (
-            post_train(residual_graph, data, "stem", "block1", **method, **more, **QUICK)
-            for more in ({}, options)
+            post_train(residual_graph, data, "stem", "block1", **method, **more, **QUICK) for more in ({}, options)
         )
         assert changed(state_of(plain.model), state_of(other.model)) == set()
         assert [e.losses for e in plain.history] == [e.losses for e in other.history]
