@@ -1,5 +1,6 @@
 """revprop runs trained PyTorch networks backwards: reconstruct, repair, explain, regularise, generate."""
 
+from revprop.closed_form import ClosedForm
 from revprop.diagnosis import Diagnosis, diagnose
 from revprop.embedding import embed_labels
 from revprop.errors import ExportError, NonFiniteError, UnsupportedOperatorError
@@ -12,6 +13,7 @@ from revprop.training import Training, TrainingDivergedError, train_baseline
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClosedForm",
     "Diagnosis",
     "ExportError",
     "Graph",
