@@ -271,7 +271,7 @@ def _collect() -> Mapping[str, Experiment]:
     found = {
         f"fr-pt/table{number}": Experiment(partial(table, number), post_training_grid.run) for number in sorted(_TABLES)
     }
-    for name in ("figure4", "figure5", "figure6", "figure7", "ablation"):
+    for name in ("figure4", "figure5", "figure6", "figure7", "ablation", "beyond"):
         if importlib.util.find_spec(f"revprop.experiments.{name}") is not None:
             module = importlib.import_module(f"revprop.experiments.{name}")
             found[f"fr-pt/{name}"] = Experiment(module.settings, module.run)
