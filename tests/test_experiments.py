@@ -39,6 +39,9 @@ BLOCKS = ["conv1", "conv2", "fc1", "fc2"]
 Row = dict[str, Any]
 
 
+TEN_CLASSES = "ten classes, the 15 modules of 21 that end at layers 4 to 6"
+
+
 def numbers(rows: list[Row]) -> dict[str, Any]:
     """What of rows has to be equal when runs are repeated: all but the times and the machine's share."""
     without = {"seconds", "target_seconds", "finished", "commit", "versions", "machine", "peak_memory_bytes", "weights"}
@@ -368,8 +371,9 @@ def test_stand_ins_say_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / place).touch()
     jpeg, ten = table(2, "paper"), table(4, "paper")
     assert (jpeg.baseline.data, jpeg.reduced, jpeg.baseline.epochs) == ("cifar10-jpeg", "JPEG images", 40)
-    assert (ten.baseline.network, ten.baseline.data, ten.reduced) == ("tiny-imagenet", "tinyimagenet10", "ten classes")
-    assert table(4, "reduced").reduced == "ten classes, at most 5,000 training images, 5 epochs"
+    assert (ten.baseline.network, ten.baseline.data, ten.reduced) == ("tiny-imagenet", "tinyimagenet10", TEN_CLASSES)
+    assert len(ten.cells or ()) == 15
+    assert table(4, "reduced").reduced == f"{TEN_CLASSES}, at most 5,000 training images, 5 epochs"
 
 
 def test_options_of_experiments() -> None:
