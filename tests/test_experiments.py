@@ -457,16 +457,14 @@ def test_an_interrupted_baseline_of_a_network_of_ones_own(
 # -- single runs ------------------------------------------------------------------------------------
 
 
-RUN = PostTrainingRun(
-    "digits", "digits", "", 2, "conv1", "fc1", "fr", 0.5, 3, Reconstruct("nearest", "global", "nearest")
-)
+RUN = PostTrainingRun("digits", "digits", "", 2, "conv1", "fc1", Way("fr"), 0.5, 3)
 
 
 @pytest.mark.parametrize("method", ["fr", "bp"])
 def test_one_post_training_interrupted_and_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    data, model, settings = Data.load("digits"), digits_network(), replace(RUN, method=method)
+    data, model, settings = Data.load("digits"), digits_network(), replace(RUN, way=Way(method))
     whole = post_training_run.run(settings, model, data, tmp_path / "whole", "cpu")
     with stopped_after(3, monkeypatch), pytest.raises(KeyboardInterrupt):
         post_training_run.run(settings, model, data, tmp_path / "cut", "cpu")
@@ -488,8 +486,8 @@ def test_one_post_training_interrupted_and_continued(
 
 def test_settings_that_do_not_matter_to_bp_share_a_row(tmp_path: Path) -> None:
     data, model = Data.load("digits"), digits_network()
-    first = post_training_run.run(replace(RUN, method="bp"), model, data, tmp_path, "cpu")
-    other = replace(RUN, method="bp", alpha=0.9, way=Reconstruct(embedding="maximum"))
+    first = post_training_run.run(replace(RUN, way=Way("bp")), model, data, tmp_path, "cpu")
+    other = replace(RUN, way=Way("bp"), alpha=0.9)
     assert post_training_run.run(other, model, data, tmp_path, "cpu") == first
 
 

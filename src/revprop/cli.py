@@ -13,11 +13,12 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from revprop import reverse
+from revprop.closed_form import ClosedForm
 from revprop.datasets import load_data
 from revprop.experiments import demo, diagnosis_run, post_training_grid
 from revprop.experiments.baseline import Baseline, Data, build_network, load_baseline, weights_name
 from revprop.experiments.catalogue import CATALOGUE, settings_of, study
-from revprop.experiments.post_training_grid import Reconstruct
+from revprop.experiments.post_training_grid import Way
 from revprop.graph import Graph, trace
 from revprop.networks import load_weights
 from revprop.reconstruction import Settings
@@ -181,35 +182,40 @@ class PostTrain:
     model: tyro.conf.OmitArgPrefixes[Model]
     start: str = "input"
     stop: str = "output"
-    method: Literal["fr", "bp", "both"] = "both"
+    method: Literal["fr", "bp", "solve", "both"] = "both"
+    """fr: towards wanted features; bp: by back-propagation; solve: in closed form; both: bp and fr."""
     alpha: float = 0.1
     """Share of the reconstruction loss."""
     epochs: int = 10
+    learning_rate: float = 1e-3
     embedding: Literal["nearest", "maximum", "one_hot"] = "nearest"
     strategy: Literal["global", "greedy"] = "global"
     rules: Literal["nearest", "paper"] = "nearest"
     damping: float = 0.01
+    solver: Literal["fft", "exact"] = "fft"
     margin: float = 0.0
+    rescale: bool = False
+    """Divide the reconstruction loss by the variance of the wanted features."""
+    refresh: int | None = None
+    """Compute the wanted features anew after so many epochs."""
+    closed_form: ClosedForm = ClosedForm()
 
     def run(self) -> None:
         from revprop.experiments.post_training_run import PostTrainingRun, run
 
         model, data, _ = self.model.load()
-        way = Reconstruct(self.embedding, self.strategy, self.rules, self.damping, self.margin)
+        rate = {"learning_rate": self.learning_rate}
+        names = ("embedding", "strategy", "rules", "damping", "solver", "margin", "rescale", "refresh")
+        ways = {
+            "bp": Way("bp", rate),
+            "fr": Way("fr", rate | {name: getattr(self, name) for name in names}),
+            "solve": Way("solve", {"closed_form": self.closed_form, "embedding": self.embedding}),
+        }
+        about = (self.model.network, self.model.data_name, self.model.weights_name, self.model.baseline_epochs)
         rows = []
         for method in ("bp", "fr") if self.method == "both" else (self.method,):
             settings = PostTrainingRun(
-                self.model.network,
-                self.model.data_name,
-                self.model.weights_name,
-                self.model.baseline_epochs,
-                self.start,
-                self.stop,
-                method,
-                self.alpha,
-                self.epochs,
-                way,
-                self.model.seed,
+                *about, self.start, self.stop, ways[method], self.alpha, self.epochs, self.model.seed
             )
             rows.append(run(settings, model, data, self.model.out, self.model.device))
         for table in study_tables(rows):

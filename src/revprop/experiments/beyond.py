@@ -40,7 +40,7 @@ class Chosen:
 
 CHOSEN = {
     1: Chosen(ClosedForm((5.0,), (0.01,), 12, 10_000, 30_000), 0.1, 5.0),
-    2: Chosen(ClosedForm((10.0,), (3.0,), 12, 5_000, 20_000), 0.5, 10.0),
+    2: Chosen(ClosedForm((10.0,), (3.0,), 12, 5_000, 25_000), 0.5, 10.0),
     4: Chosen(ClosedForm((15.0,), (10.0,), 12, 5_000, 20_000), 0.5, 10.0),
 }
 """By number of the paper's table."""

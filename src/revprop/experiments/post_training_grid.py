@@ -312,4 +312,5 @@ def _describe(task: Task, row: Row) -> str:
     if row["settings"]["kind"] == "baseline":
         return f"{task.name} {100 * row['accuracy']:.2f} %"
     last = row["history"][-1]
-    return f"{task.name} {100 * last['accuracy']:.2f} % after {last['epoch']} epochs, {row['seconds']:.1f} s"
+    unit = "sweeps" if row["settings"]["method"] == "solve" else "epochs"
+    return f"{task.name} {100 * last['accuracy']:.2f} % after {last['epoch']} {unit}, {row['seconds']:.1f} s"

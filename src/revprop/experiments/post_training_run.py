@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from revprop.diagnosis import blocks
 from revprop.experiments.baseline import Data, save_weights
-from revprop.experiments.post_training_grid import Reconstruct, post_training_row
+from revprop.experiments.post_training_grid import Way, post_training_row
 from revprop.graph import trace
 from revprop.post_training import post_train
 from revprop.runs import RunStore
@@ -28,20 +28,21 @@ class PostTrainingRun:
     baseline_epochs: int
     start: str
     stop: str
-    method: str
+    way: Way
     alpha: float
     epochs: int
-    way: Reconstruct
     seed: int = 0
+
+    def key(self) -> dict[str, Any]:
+        """What names its row."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("way", "alpha")}
+        return {"kind": "post-training", **own, "reduced": "", **self.way.settings(self.alpha)}
 
 
 def run(settings: PostTrainingRun, model: nn.Module, data: Data, folder: Path, device: str = "auto") -> dict[str, Any]:
     """Post-trains, or returns the stored row of the same settings; an interrupted run continues from its last epoch."""
     store = RunStore(folder / "rows")
-    flat = {k: v for k, v in asdict(settings).items() if k != "way"}
-    key = {"kind": "post-training", **flat, "reduced": "", **(asdict(settings.way) if settings.method == "fr" else {})}
-    if settings.method == "bp":
-        key.pop("alpha")
+    key = settings.key()
     name = store.key(key)
 
     def train(_: object) -> dict[str, Any]:
@@ -52,19 +53,17 @@ def run(settings: PostTrainingRun, model: nn.Module, data: Data, folder: Path, d
             data.train,
             settings.start,
             settings.stop,
-            method=settings.method,  # type: ignore[arg-type]
-            alpha=settings.alpha,
             epochs=settings.epochs,
             validation=data.test,
             seed=settings.seed,
             device=device,
             checkpoint=folder / "checkpoints" / name,
             progress=True,
-            **(asdict(settings.way) if settings.method == "fr" else {}),
+            **settings.way.keywords(settings.alpha),
         )
         weights = (
             folder
-            / f"{settings.network.replace(':', '.')}-{settings.method}-{settings.start}-{settings.stop}-{name}.safetensors"
+            / f"{settings.network.replace(':', '.')}-{settings.way.method}-{settings.start}-{settings.stop}-{name}.safetensors"
         )
         save_weights(result.model, weights)
         l_start = names.index(settings.start) if settings.start in names else 0

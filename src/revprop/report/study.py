@@ -51,7 +51,8 @@ def write_report(
         "revprop asks what each layer of a trained network should have produced for the right label, shows how far its "
         "features are from that, and trains single modules towards it."
     ]
-    lead += [text for study in split_by_study(rows) if (text := headline(Grid.of(study)))]
+    tables = [study for study in split_by_study(rows) if not study[0]["settings"].get("study")]
+    lead += [text for study in tables if (text := headline(Grid.of(study)))]
     return write_page(
         path or folder / "report.html", title, "\n\n".join(lead), [*_sections(rows), _provenance([*baselines, *rows])]
     )
