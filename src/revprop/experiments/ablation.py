@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 from revprop.closed_form import ClosedForm
 from revprop.experiments.baseline import Baseline
-from revprop.experiments.figure5 import run_grids
+from revprop.experiments.grid_study import GridStudy, run
 from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct, Way
-from revprop.runs import Row
 
-__all__ = ["Ablation", "closed", "run", "settings"]
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """The study: grids of one module each, whose ways differ in one option or two."""
-
-    grids: tuple[PostTrainingGrid, ...]
+__all__ = ["closed", "run", "settings"]
 
 
 def closed(margin: float, damping: float) -> Way:
@@ -80,7 +70,7 @@ MODULES = {
 """Of each of the paper's tables whose data is there: the fully connected layers, and a module that ends inside."""
 
 
-def settings(scale: str, seeds: int | None = None) -> Ablation:
+def settings(scale: str, seeds: int | None = None) -> GridStudy:
     """The study's settings at a scale.
 
     Args:
@@ -99,7 +89,7 @@ def settings(scale: str, seeds: int | None = None) -> Ablation:
         table(1, scale, seeds)  # refuses what is to be refused
         baseline = Baseline("digits", "digits", 5, batch_size=64, holdout=0.1)
         grid = PostTrainingGrid(baseline, epochs=1, seeds=tuple(range(seeds or 1)), fr=(), reduced="1 epoch")
-        return Ablation(_grids(grid, (("conv2", "fc2"), ("conv1", "fc1"))))
+        return GridStudy(_grids(grid, (("conv2", "fc2"), ("conv1", "fc1"))), "ablation")
     grids: list[PostTrainingGrid] = []
     for number, modules in MODULES.items():
         try:
@@ -107,7 +97,7 @@ def settings(scale: str, seeds: int | None = None) -> Ablation:
         except FileNotFoundError:
             continue
         grids += _grids(replace(grid, baseline=replace(grid.baseline, holdout=0.1)), modules)
-    return Ablation(tuple(grids))
+    return GridStudy(tuple(grids), "ablation")
 
 
 def _grids(grid: PostTrainingGrid, modules: tuple[tuple[str, str], tuple[str, str]]) -> tuple[PostTrainingGrid, ...]:
@@ -116,19 +106,3 @@ def _grids(grid: PostTrainingGrid, modules: tuple[tuple[str, str], tuple[str, st
         replace(grid, bp=True, fr=(), cells=(module,), ways=(published, *ways))
         for module, ways in zip(modules, (AT_THE_OUTPUT, INSIDE), strict=True)
     )
-
-
-def run(
-    ablation: Ablation,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
-    """Runs what has no row yet, and returns all rows, with "ablation" as the ``study`` of their settings.
-
-    Raises:
-        SweepError: some runs failed.
-    """
-    return run_grids(ablation.grids, folder, device, report, workers, engine, study="ablation")

@@ -5,18 +5,15 @@ Options are those that :mod:`revprop.experiments.ablation` found best on held-ou
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from revprop.closed_form import ClosedForm
 from revprop.experiments.ablation import MODULES
 from revprop.experiments.baseline import Baseline
-from revprop.experiments.figure5 import run_grids
+from revprop.experiments.grid_study import GridStudy, run
 from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct, Way
-from revprop.runs import Row
 
-__all__ = ["CHOSEN", "Beyond", "Chosen", "run", "settings"]
+__all__ = ["CHOSEN", "Chosen", "run", "settings"]
 
 
 @dataclass(frozen=True)
@@ -46,14 +43,7 @@ CHOSEN = {
 """By number of the paper's table."""
 
 
-@dataclass(frozen=True)
-class Beyond:
-    """The study: one grid per data set, of one module."""
-
-    grids: tuple[PostTrainingGrid, ...]
-
-
-def settings(scale: str, seeds: int | None = None) -> Beyond:
+def settings(scale: str, seeds: int | None = None) -> GridStudy:
     """The study's settings at a scale.
 
     Args:
@@ -80,7 +70,7 @@ def settings(scale: str, seeds: int | None = None) -> Beyond:
             ways=(published, *Chosen(ClosedForm((10.0,), (0.1,)), 0.5, 10.0).ways()),
             reduced="1 epoch",
         )
-        return Beyond((grid,))
+        return GridStudy((grid,))
     grids: list[PostTrainingGrid] = []
     for number, chosen in CHOSEN.items():
         try:
@@ -88,20 +78,4 @@ def settings(scale: str, seeds: int | None = None) -> Beyond:
         except FileNotFoundError:
             continue
         grids.append(replace(grid, bp=True, cells=MODULES[number][:1], ways=(published, *chosen.ways())))
-    return Beyond(tuple(grids))
-
-
-def run(
-    beyond: Beyond,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
-    """Runs what has no row yet, and returns all rows; those of BP and of FR as published are the rows of the paper's tables.
-
-    Raises:
-        SweepError: some runs failed.
-    """
-    return run_grids(beyond.grids, folder, device, report, workers, engine)
+    return GridStudy(tuple(grids))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from revprop.experiments.baseline import Baseline
-from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct, grid_tasks
+from revprop.experiments.grid_study import run_grids
+from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct
 from revprop.runs import Row
-from revprop.sweep import Task, sweep
 
-__all__ = ["Figure5", "run", "run_grids", "settings"]
+__all__ = ["Figure5", "run", "settings"]
 
 EMBEDDINGS = tuple(Reconstruct(embedding=embedding) for embedding in ("nearest", "maximum", "one_hot"))
 DIGITS = PostTrainingGrid(Baseline("digits", "digits", epochs=40, batch_size=64), seeds=tuple(range(10)))
@@ -97,32 +97,3 @@ def run(
         for alpha in dict.fromkeys((grid.alpha, *figure.alphas))  # BP has none: its rows are the same for all
     ]
     return run_grids(grids, folder, device, report, workers, engine, study="figure5")
-
-
-def run_grids(
-    grids: Sequence[PostTrainingGrid],
-    folder: Path,
-    device: str,
-    report: Callable[[str], None],
-    workers: int | None,
-    engine: str,
-    study: str = "",
-) -> list[Row]:
-    """Runs the cells of several grids in one sweep, and returns their rows.
-
-    Args:
-        study: where given, kept in the settings of the rows, so that they are told from those of the tables.
-    """
-    tasks: dict[str, Task] = {}
-    for grid in grids:
-        for task in grid_tasks(grid, folder, device):
-            named = replace(task, name=f"{grid.baseline.network} on {grid.baseline.data}, {task.name}")
-            if study and task.settings["kind"] == "post-training":
-                named = replace(named, settings={**task.settings, "study": study})
-            tasks.setdefault(named.key, named)
-    rows = sweep(list(tasks.values()), workers=workers, engine=engine, device=device, report=report, describe=_describe)
-    return [row for row in rows if row["settings"]["kind"] == "post-training"]
-
-
-def _describe(task: Task, row: Row) -> str:
-    return f"{task.name} {100 * row.get('accuracy', row.get('history', [{}])[-1].get('accuracy')):.2f} %"

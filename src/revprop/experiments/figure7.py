@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from revprop.experiments.figure5 import run_grids
+from revprop.experiments.grid_study import run_grids
 from revprop.experiments.post_training_grid import PostTrainingGrid
 from revprop.runs import Row
 
