@@ -346,7 +346,7 @@ def test_the_tables_are_set_up_as_published(tmp_path: Path, monkeypatch: pytest.
         (1, "mnist", 0.1, 20, "mnist"),
         (2, "cifar10", 0.1, 40, "cifar-10-batches-py"),
         (3, "cifar100", 0.7, 40, "cifar-100-python"),
-        (4, "tiny-imagenet", 0.7, 20, "tiny-imagenet-200"),
+        (4, "tiny-imagenet", 0.7, 40, "tiny-imagenet-200"),
         (5, "imagenette", 0.3, 40, "imagenette2"),
         (6, "imagewoof", 0.1, 40, "imagewoof2"),
     ):

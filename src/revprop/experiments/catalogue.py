@@ -62,7 +62,7 @@ _TABLES = {
     1: _Table("mnist", 0.1, 20),
     2: _Table("cifar10", 0.1, 40, ("cifar10-jpeg", "JPEG images")),
     3: _Table("cifar100", 0.7),
-    4: _Table("tiny-imagenet", 0.7, 20, ("tinyimagenet10", "ten classes")),
+    4: _Table("tiny-imagenet", 0.7, 40, ("tinyimagenet10", "ten classes")),
     5: _Table("imagenette", 0.3),
     6: _Table("imagewoof", 0.1),
 }
