@@ -49,11 +49,11 @@ class ClosedForm:
         samples: so many of the training samples are used at all; None for all.
     """
 
-    margins: tuple[float, ...] = (10.0,)
+    margins: tuple[float, ...] = (5.0,)
     dampings: tuple[float, ...] = (1.0,)
     sweeps: int = 12
     per_sweep: int = 5000
-    samples: int | None = 20_000
+    samples: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("margins", "dampings"):
