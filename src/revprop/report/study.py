@@ -46,7 +46,12 @@ def write_report(
         raise ValueError(
             f"no finished run in {folder / 'rows'}: run revprop demo, diagnose, post-train or reproduce first"
         )
-    baselines = RunStore(folder / "baselines").rows()
+    reported = {(row["settings"].get("network"), row["settings"].get("data")) for row in rows}
+    baselines = [
+        row
+        for row in RunStore(folder / "baselines").rows()
+        if (row["settings"].get("network"), row["settings"].get("data")) in reported
+    ]
     lead = [
         "revprop asks what each layer of a trained network should have produced for the right label, shows how far its "
         "features are from that, and trains single modules towards it."
