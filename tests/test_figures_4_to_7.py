@@ -16,9 +16,8 @@ from revprop.experiments import figure4, figure5, figure6, figure7, post_trainin
 from revprop.experiments.baseline import Baseline, Data, build_network
 from revprop.experiments.catalogue import table
 from revprop.experiments.figure4 import Figure4, Trained, is_checked
-from revprop.experiments.figure5 import Figure5
 from revprop.experiments.figure6 import Evolving, Figure6
-from revprop.experiments.figure7 import Figure7
+from revprop.experiments.grid_study import GridStudy
 from revprop.experiments.post_training_grid import PostTrainingGrid
 from revprop.graph import trace
 from revprop.networks import load_weights
@@ -246,8 +245,8 @@ LAST = PostTrainingGrid(Baseline("digits", "digits", 2, 64), 0.1, 1, cells=(("fc
 
 @pytest.fixture(scope="module")
 def last_layer(tmp_path_factory) -> list[Row]:
-    figure = Figure5((replace(LAST, seeds=(0, 1)),), alphas=(0.1, 0.9), left_out=("no data for 'imagenette'",))
-    return here(figure5, figure, tmp_path_factory.mktemp("figure5"))
+    grids = tuple(replace(LAST, seeds=(0, 1), alpha=alpha) for alpha in (0.1, 0.9))
+    return here(figure5, GridStudy(grids, "figure5"), tmp_path_factory.mktemp("figure5"))
 
 
 def test_figure_5_has_bp_once_and_every_embedding_at_every_alpha(last_layer):
@@ -262,14 +261,17 @@ def test_figure_5_has_bp_once_and_every_embedding_at_every_alpha(last_layer):
 def test_figure_5_runs_on_what_there_is(monkeypatch, tmp_path):
     monkeypatch.setenv("REVPROP_DATA", str(tmp_path))
     figure = figure5.settings("reduced")
-    assert [grid.baseline.data for grid in figure.grids] == ["digits"]
+    assert [(grid.baseline.data, grid.alpha) for grid in figure.grids] == [("digits", a) for a in (0.1, 0.5, 0.9)]
     assert len(figure.left_out) == 6
+    lines: list[str] = []
+    assert figure5.run(replace(figure, grids=()), tmp_path, "cpu", lines.append) == []
+    assert [line.startswith("left out: ") for line in lines] == [True] * 6
 
 
 def test_figure_7_shares_the_rows_of_table_2(tmp_path):
     seven = figure7.settings("smoke")
     cell = (("fc1", "fc2"),)
-    seven = Figure7(replace(seven.growing, cells=cell), replace(seven.shrinking, cells=cell))
+    seven = replace(seven, grids=tuple(replace(grid, cells=cell) for grid in seven.grids))
     rows = here(figure7, seven, tmp_path)
     assert [row["settings"]["network"] for row in rows] == ["cifar10"] * 2 + ["cifar10-reversed"] * 2
     second = post_training_grid.run(replace(table(2, "smoke"), cells=cell), tmp_path, "cpu", workers=1)

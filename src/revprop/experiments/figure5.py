@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from revprop.experiments.baseline import Baseline
-from revprop.experiments.grid_study import run_grids
+from revprop.experiments.grid_study import GridStudy, run
 from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct
-from revprop.runs import Row
 
-__all__ = ["Figure5", "run", "settings"]
+__all__ = ["ALPHAS", "EMBEDDINGS", "run", "settings"]
 
 EMBEDDINGS = tuple(Reconstruct(embedding=embedding) for embedding in ("nearest", "maximum", "one_hot"))
+ALPHAS = (0.5, 0.9)
+"""Shares of the reconstruction loss beside the published ones: with a small one the embeddings hardly differ."""
 DIGITS = PostTrainingGrid(Baseline("digits", "digits", epochs=40, batch_size=64), seeds=tuple(range(10)))
 
 
-@dataclass(frozen=True)
-class Figure5:
-    """The figure.
-
-    Attributes:
-        grids: one per data set, of one cell each: its last layer. Their alphas are the published ones.
-        alphas: further shares of the reconstruction loss to try on each: with a small one the embeddings hardly differ.
-        left_out: of data sets that are not there, what was looked for.
-    """
-
-    grids: tuple[PostTrainingGrid, ...]
-    alphas: tuple[float, ...] = (0.5, 0.9)
-    left_out: tuple[str, ...] = ()
-
-
-def settings(scale: str, seeds: int | None = None) -> Figure5:
+def settings(scale: str, seeds: int | None = None) -> GridStudy:
     """The figure's settings at a scale.
 
     Args:
@@ -43,8 +27,8 @@ def settings(scale: str, seeds: int | None = None) -> Figure5:
     Raises:
         ValueError: an unknown scale, or fewer than one seed.
 
-    >>> [grid.baseline.data for grid in settings("smoke").grids]
-    ['digits', 'made:mnist']
+    >>> [(grid.baseline.data, grid.alpha) for grid in settings("smoke").grids]
+    [('digits', 0.1), ('digits', 0.5), ('digits', 0.9), ('made:mnist', 0.1), ('made:mnist', 0.5), ('made:mnist', 0.9)]
     """
     from revprop.experiments.catalogue import table  # here: the catalogue lists this module
 
@@ -60,40 +44,12 @@ def settings(scale: str, seeds: int | None = None) -> Figure5:
     elif scale == "reduced":
         digits = replace(digits, seeds=grids[0].seeds if grids else tuple(range(seeds or 3)))
     cells = [("conv2", "fc1") if grid.baseline.network == "mnist" else ("fc1", "fc2") for grid in [digits, *grids]]
-    return Figure5(
+    return GridStudy(
         tuple(
-            replace(grid, cells=(cell,), fr=EMBEDDINGS, ways=())
+            replace(grid, cells=(cell,), fr=EMBEDDINGS, ways=(), alpha=alpha)
             for grid, cell in zip([digits, *grids], cells, strict=True)
+            for alpha in dict.fromkeys((grid.alpha, *ALPHAS))  # BP has none: its rows are the same for all
         ),
+        name="figure5",
         left_out=tuple(left_out),
     )
-
-
-def run(
-    figure: Figure5,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
-    """Post-trains the last layers that have no row yet, and returns all rows.
-
-    Args:
-        folder: where baselines and rows are kept; running again continues. That of a table shares its baselines.
-        report: gets one line per finished run. workers, engine: as for :func:`revprop.sweep.sweep`.
-
-    Returns:
-        rows of kind "post-training", with "figure5" as the ``study`` of their settings.
-
-    Raises:
-        SweepError: some runs failed.
-    """
-    for why in figure.left_out:
-        report(f"left out: {why}")
-    grids = [
-        replace(grid, alpha=alpha)
-        for grid in figure.grids
-        for alpha in dict.fromkeys((grid.alpha, *figure.alphas))  # BP has none: its rows are the same for all
-    ]
-    return run_grids(grids, folder, device, report, workers, engine, study="figure5")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from revprop.experiments.post_training_grid import PostTrainingGrid, grid_tasks
+from revprop.experiments.post_training_grid import PostTrainingGrid, fresh_caches, grid_tasks
 from revprop.runs import Row
 from revprop.sweep import Task, sweep
 
-__all__ = ["GridStudy", "run", "run_grids"]
+__all__ = ["GridStudy", "run"]
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,12 @@ class GridStudy:
 
     Attributes:
         name: kept in the settings of the rows, so that they are told from those of the tables; "" where they are the same.
+        left_out: of data sets that are not there, what was looked for.
     """
 
     grids: tuple[PostTrainingGrid, ...]
     name: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def run(
@@ -33,40 +35,30 @@ def run(
     workers: int | None = None,
     engine: str = "local",
 ) -> list[Row]:
-    """Runs what has no row yet, and returns all rows of the grids' cells.
+    """Runs what has no row yet in one sweep, and returns all rows of the grids' cells, of kind "post-training".
 
     Args:
-        folder: where baselines and rows are kept; running again continues.
+        folder: where baselines and rows are kept; running again continues. That of a table shares its baselines and, where
+            the study has no name of its own, its rows.
         report: gets one line per finished run. workers, engine: as for :func:`revprop.sweep.sweep`.
 
     Raises:
+        ValueError: cells that a network does not have, or data and networks that are unknown or do not fit.
         SweepError: some runs failed; all others are stored.
     """
-    return run_grids(study.grids, folder, device, report, workers, engine, study.name)
-
-
-def run_grids(
-    grids: Sequence[PostTrainingGrid],
-    folder: Path,
-    device: str,
-    report: Callable[[str], None],
-    workers: int | None,
-    engine: str,
-    study: str = "",
-) -> list[Row]:
-    """Runs the cells of several grids in one sweep, and returns their rows.
-
-    Args:
-        study: where given, kept in the settings of the rows, so that they are told from those of the tables.
-    """
+    for why in study.left_out:
+        report(f"left out: {why}")
     tasks: dict[str, Task] = {}
-    for grid in grids:
-        for task in grid_tasks(grid, folder, device):
-            named = replace(task, name=f"{grid.baseline.network} on {grid.baseline.data}, {task.name}")
-            if study and task.settings["kind"] == "post-training":
-                named = replace(named, settings={**task.settings, "study": study})
-            tasks.setdefault(named.key, named)
-    rows = sweep(list(tasks.values()), workers=workers, engine=engine, device=device, report=report, describe=_describe)
+    with fresh_caches():
+        for grid in study.grids:
+            for task in grid_tasks(grid, folder.absolute(), device, report):
+                named = replace(task, name=f"{grid.baseline.network} on {grid.baseline.data}, {task.name}")
+                if study.name and task.settings["kind"] == "post-training":
+                    named = replace(named, settings={**task.settings, "study": study.name})
+                tasks.setdefault(named.key, named)
+        rows = sweep(
+            list(tasks.values()), workers=workers, engine=engine, device=device, report=report, describe=_describe
+        )
     return [row for row in rows if row["settings"]["kind"] == "post-training"]
 
 

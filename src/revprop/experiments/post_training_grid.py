@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from revprop.post_training import METHODS, PostTraining, module_parameters, post
 from revprop.runs import Row
 from revprop.sweep import Task, sweep
 
-__all__ = ["PostTrainingGrid", "Reconstruct", "Way", "grid_tasks", "pairs", "post_training_row", "run"]
+__all__ = ["PostTrainingGrid", "Reconstruct", "Way", "fresh_caches", "grid_tasks", "pairs", "post_training_row", "run"]
 
 
 @dataclass(frozen=True)
@@ -166,15 +167,25 @@ def run(
         ValueError: cells that the network does not have, or data and networks that are unknown or do not fit.
         SweepError: some runs failed; all others are stored.
     """
-    for cached in (_data, _start):
-        cached.cache_clear()  # files may have changed since
-    try:
+    with fresh_caches():
         tasks = grid_tasks(grid, folder.absolute(), device, report)  # workers of a cluster may start in another folder
         rows = sweep(tasks, workers=workers, engine=engine, device=device, report=report, describe=_describe)
-    finally:
+    return rows[len(grid.seeds) :]
+
+
+@contextmanager
+def fresh_caches() -> Iterator[None]:
+    """Nothing that was read before is used inside, since files may have changed, and nothing read inside is kept."""
+
+    def clear() -> None:
         for cached in (_data, _start):
             cached.cache_clear()
-    return rows[len(grid.seeds) :]
+
+    clear()
+    try:
+        yield
+    finally:
+        clear()
 
 
 def grid_tasks(
@@ -256,9 +267,7 @@ def _source(baseline: Baseline) -> Baseline:
     )
 
 
-@lru_cache(
-    maxsize=1
-)  # one data set and few baselines at a time: a worker goes through the cells of one after the other
+@lru_cache(maxsize=1)  # one data set, few baselines: a worker goes through the cells of one after the other
 def _data(source: Baseline, folder: Path) -> Data:
     return load_baseline_data(source, cache=folder)
 
