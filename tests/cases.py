@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 aten = torch.ops.aten
-Kind = Literal["linear", "pointwise", "selection"]
+Kind = Literal["linear", "pointwise", "selection", "nonlinear", "searched"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -453,12 +453,25 @@ linear(aten.pixel_unshuffle.default, "", lambda a: F.pixel_unshuffle(a, 2), (1, 
 linear(aten.channel_shuffle.default, "", lambda a: F.channel_shuffle(a, 2), (4, 2, 1))
 linear(aten.index_select.default, "", lambda a: a.index_select(1, torch.tensor([2, 0, 0])), (4, 2))
 
+# -- without a closed form: searched -------------------------------------------------------------------------------------
+
+
+def searched(operator: Any, name: str, forward: Callable[..., Tensor], *shapes: tuple[int, ...]) -> None:
+    CASES.append(Case(_name(operator, name), operator, forward, shapes, kind="searched", alone=False))
+
+
+searched(aten.matmul.default, "of activations", torch.matmul, (2, 3), (3, 2))
+searched(aten.div.Tensor, "by an activation", lambda a: torch.ones(3) / (2 + a.square()), (3,))
+searched(aten.div.Tensor, "by the batch size", lambda a: a / a.shape[0] * a.shape[0], (3,))
+searched(aten.mul.Tensor, "by a constant of the batch size", lambda a: a * torch.ones(a.shape[0], 3), (3,))
+searched(aten.matmul.default, "with a vector", lambda a: a @ torch.ones(3, dtype=a.dtype), (2, 3))
+searched(aten.elu.default, "folding", lambda a: F.elu(a, -1.0), (3,))
+searched(aten.max_pool2d.default, "without channels", lambda a: F.max_pool2d(a, 2), (4, 4))
+searched(aten.avg_pool1d.default, "without channels", lambda a: F.avg_pool1d(a, 2), (4,))
+
 # -- refused ---------------------------------------------------------------------------------------------------------
 
 REFUSALS = [
-    RefusedCall(
-        "dropout that stays on", aten.native_dropout.default, lambda a: F.dropout(a, 0.5), ((3,),), "drops at random"
-    ),
     *(
         RefusedCall(
             f"adaptive_max_pool{d}d, uneven",
@@ -469,19 +482,8 @@ REFUSALS = [
         )
         for d, pool in enumerate((F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d), start=1)
     ),
-    RefusedCall("product of activations", aten.mul.Tensor, torch.mul, ((3,), (3,)), "product of two activations"),
     RefusedCall(
-        "matrix product of activations", aten.matmul.default, torch.matmul, ((2, 3), (3, 2)), "matrix product of two"
-    ),
-    RefusedCall(
-        "product with a vector",
-        aten.matmul.default,
-        lambda a: a @ torch.ones(3, dtype=a.dtype),
-        ((2, 3),),
-        "constant matrix",
-    ),
-    RefusedCall(
-        "division by an activation", aten.div.Tensor, lambda a: torch.ones(3) / a, ((3,),), "division by an activation"
+        "dropout that stays on", aten.native_dropout.default, lambda a: F.dropout(a, 0.5), ((3,),), "drops at random"
     ),
     RefusedCall(
         "linear with an activation as weight",
@@ -496,21 +498,6 @@ REFUSALS = [
         lambda a: F.batch_norm(a, None, None, training=True),
         ((3, 2),),
         "statistics",
-    ),
-    RefusedCall("factor of the batch size", aten.div.Tensor, lambda a: a / a.shape[0], ((3,),), "or the batch size"),
-    RefusedCall(
-        "constant of the batch size", aten.mul.Tensor, lambda a: a * torch.ones(a.shape[0], 3), ((3,),), "batch size"
-    ),
-    RefusedCall("elu folding", aten.elu.default, lambda a: F.elu(a, -1.0), ((3,),), "positive alpha"),
-    RefusedCall(
-        "pooling without channels", aten.max_pool2d.default, lambda a: F.max_pool2d(a, 2), ((4, 4),), "without channels"
-    ),
-    RefusedCall(
-        "average pooling without channels",
-        aten.avg_pool1d.default,
-        lambda a: F.avg_pool1d(a, 2),
-        ((4,),),
-        "without channels",
     ),
     RefusedCall("roll of the batch", aten.roll.default, lambda a: a.roll(1, 0), ((3,),), "along the batch"),
     RefusedCall("roll of everything", aten.roll.default, lambda a: a.roll(1), ((3,),), "along the batch"),
@@ -533,5 +520,4 @@ REFUSALS = [
         ((2, 3),),
         "batch is not the first",
     ),
-    RefusedCall("an operator without a rule", aten.softmax.int, lambda a: a.softmax(1), ((3,),), "no rule yet"),
 ]

@@ -18,7 +18,7 @@ from revprop.columns import Columns, columns_of
 from revprop.convolution import Convolution
 from revprop.graph import trace
 from revprop.linear_map import Dense, Diagonal
-from revprop.rules.registry import Linear, describe
+from revprop.rules.registry import Linear, bind, describe
 
 F64 = torch.float64
 CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -130,7 +130,7 @@ def test_leading_dimensions_of_a_dense_map_count_as_samples(leading: tuple[int, 
 def only(module: nn.Module, shape: tuple[int, ...]) -> Columns:
     """The columns of a traced module's only operator, as the rules describe it."""
     graph = trace(module, torch.zeros(2, *shape, dtype=F64))
-    fact = describe(graph, graph.output)
+    fact = describe(bind(graph, graph.output))
     assert isinstance(fact, Linear)
     columns = columns_of(fact.map)
     assert columns is not None

@@ -10,18 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import revprop.linear_map
-from revprop.linear_map import (
-    Broadcast,
-    Concatenate,
-    Copy,
-    Dense,
-    Diagonal,
-    LinearMap,
-    Reduce,
-    Separable,
-    Sum,
-    batched_pinv,
-)
+from revprop.linear_map import Dense, Diagonal, LinearMap, Separable, batched_pinv
+from revprop.structural_map import Broadcast, Concatenate, Copy, Reduce, Sum
 
 F64 = torch.float64
 Shapes = tuple[tuple[int, ...], ...]

@@ -679,9 +679,25 @@ def test_nan_and_infinity_are_refused_by_name(strategy: Any) -> None:
             revprop.reconstruct(**calls(model=diverged, strategy=strategy, **wanted))
 
 
+class CentredHead(nn.Linear):
+    def forward(self, a: Tensor) -> Tensor:
+        return super().forward(a - a.mean(0, keepdim=True))
+
+
+class Centred(nn.Module):
+    """Subtracts the mean of the batch twice: samples depend on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), CentredHead(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.tanh(self.body(x))
+        return self.head(a - a.mean(0, keepdim=True))
+
+
 def test_operators_without_a_rule_are_refused_all_at_once_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = Gated()
-    graph = revprop.trace(net, torch.zeros(1, 4))
+    graph = revprop.trace(Centred(), torch.zeros(1, 4))
     x, labels = torch.randn(5, 4), torch.randint(0, 3, (5,))
 
     def work(*args: object) -> None:
@@ -693,18 +709,24 @@ def test_operators_without_a_rule_are_refused_all_at_once_before_any_work(monkey
         with pytest.raises(UnsupportedOperatorError) as caught:
             revprop.reconstruct(graph, x, labels, strategy="greedy")
     assert [row[:3] for row in caught.value.operators] == [
-        ("softmax.int", "gate.1", "(n, 6)"),
-        ("mul.Tensor", "", "(n, 6)"),
+        ("mean.dim", "", "(1, 6)"),
+        ("sub.Tensor", "", "(n, 6)"),
+        ("mean.dim", "head", "(1, 6)"),
+        ("sub.Tensor", "head", "(n, 6)"),
     ]
     for words in (
-        "2 operators have no reverse rule",
-        "softmax.int in gate.1",
-        "mul.Tensor in the model itself",
+        "4 operators have no reverse rule",
+        "mean.dim in the model itself",
+        "mean.dim in head",
         'strategy="global"',
     ):
         assert words in str(caught.value)
     behind = revprop.reconstruct(graph, x, labels, to="head", strategy="greedy")
     assert bool(behind.certificates["head"].reached.all())
+    coverage = revprop.check(graph)
+    assert not coverage.covered
+    assert "no rule: it mixes samples" in str(coverage)
+    assert str(coverage).splitlines()[-1].startswith('3 of 7 operators covered: strategy="global" works on all layers')
 
 
 def test_the_global_strategy_needs_no_rules() -> None:
@@ -725,19 +747,19 @@ def test_the_global_strategy_needs_no_rules() -> None:
 
 def test_check_lists_every_operator_with_what_reverses_it() -> None:
     coverage = revprop.check(Gated(), torch.zeros(1, 4))
-    assert not coverage.covered
+    assert coverage.covered
     assert [(op, path, kind) for op, path, _, kind, _ in coverage.rows] == [
         ("linear.default", "body.0", "closed form"),
         ("tanh.default", "body.1", "closed form"),
         ("linear.default", "gate.0", "closed form"),
-        ("softmax.int", "gate.1", "no rule"),
-        ("mul.Tensor", "", "no rule"),
+        ("softmax.int", "gate.1", "fallback"),
+        ("mul.Tensor", "", "fallback"),
         ("linear.default", "head", "closed form"),
     ]
     lines = str(coverage).splitlines()
     assert lines[0].split() == ["operator", "module", "output", "reverse"]
-    assert lines[5].startswith("mul.Tensor      -       (n, 6)  no rule: a product of two activations")
-    assert lines[-1].startswith('4 of 6 operators covered: strategy="global" works on all layers')
+    assert lines[5] == "mul.Tensor      -       (n, 6)  fallback"
+    assert lines[-1] == "6 of 6 operators covered, 2 of them by fallback: everything is covered"
     assert str(revprop.check(mlp(3, 2), torch.zeros(1, 3, dtype=F64))).endswith("everything is covered")
     with pytest.raises(ValueError, match="a module is traced with an example input: give one"):
         revprop.check(Gated())

@@ -17,7 +17,7 @@ from revprop.graph import Graph, trace
 from revprop.modes import Adjoint, Mode, NearestPreimage, PaperReconstruction
 from revprop.networks import NETWORKS
 from revprop.reverse import check, factors_behind, walk
-from revprop.rules import Linear, describe, registered, rule
+from revprop.rules import Linear, bind, describe, registered, rule
 
 aten = torch.ops.aten
 EXACT = NearestPreimage(damping=0.0, solver="exact")
@@ -132,7 +132,8 @@ def test_cases_are_covered_and_run_as_the_module(case: Case) -> None:
     graph = traced(case)
     assert check(graph).covered
     shape = case.module()(*case.inputs(5)).shape[1:]
-    for n in (1, 5) if "pixel" in case.name else (0, 1, 5):  # torch returns empty batches unshuffled
+    # torch returns empty batches unshuffled, and does not pool them without channels
+    for n in (1, 5) if "pixel" in case.name or "without" in case.name else (0, 1, 5):
         inputs = case.inputs(n)
         # squeeze() in a module takes a batch of one away; a traced one does not
         torch.testing.assert_close(graph(inputs), case.module()(*inputs).reshape(n, *shape), rtol=0, atol=0)
@@ -180,6 +181,8 @@ def test_samples_are_reversed_one_by_one_and_a_batch_may_be_empty(case: Case) ->
     for single, batch in zip(reverse(graph, mode, one, module(*(a[1:2] for a in others))), whole, strict=True):
         torch.testing.assert_close(single, batch[1:2], rtol=1e-9, atol=1e-9)
     none = case.inputs(0)
+    if "without channels" in case.name:
+        return
     for empty, own in zip(reverse(graph, mode, none, module(*none)), none, strict=True):
         assert empty.shape == own.shape
 
@@ -221,7 +224,7 @@ LEARNED = {
 @each([case for case in of_kind("linear") if case.alone])
 def test_damped_corrections_solve_the_regularised_normal_equations(case: Case) -> None:
     graph, inputs, matrix = traced(case), case.inputs(3), dense(case)
-    fact = describe(graph, graph.nodes[0])
+    fact = describe(bind(graph, graph.nodes[0]))
     assert isinstance(fact, Linear)
     mu = fact.map.factor(0.01, "exact").damping
     full = 0.01 * float(torch.linalg.matrix_norm(matrix, 2)) ** 2
@@ -362,7 +365,7 @@ def test_adjoint_mode_is_reverse_mode_differentiation(case: Case) -> None:
 @each([case for case in of_kind("linear") if case.alone])
 def test_linear_maps_apply_the_matrix_and_their_adjoint_is_its_transpose(case: Case) -> None:
     graph, inputs, matrix = traced(case), case.inputs(3), dense(case)
-    fact = describe(graph, graph.nodes[0])
+    fact = describe(bind(graph, graph.nodes[0]))
     assert isinstance(fact, Linear)
     applied = fact.map.apply(*inputs)
     torch.testing.assert_close(applied.flatten(1), flat(inputs) @ matrix.T)

@@ -28,7 +28,7 @@ from revprop.errors import require_finite
 from revprop.graph import Graph, Segment
 from revprop.hardware import StepMemory, clock
 from revprop.krylov import least_squares
-from revprop.rules.registry import Linear, Refusal, describe
+from revprop.rules.registry import Linear, Refusal, bind, closed
 
 __all__ = ["ClosedForm", "Refit", "refits", "smallest_change", "solve", "write"]
 
@@ -262,7 +262,7 @@ def refits(graph: Graph, names: Sequence[str], frozen: Sequence[fx.Node]) -> tup
 
 def _columns(graph: Graph, node: fx.Node) -> Columns | None:
     try:
-        fact = describe(graph, node)
+        fact = closed(bind(graph, node))
     except Refusal:
         return None
     return columns_of(fact.map) if isinstance(fact, Linear) else None

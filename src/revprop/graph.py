@@ -8,6 +8,7 @@ from the user's model at each call and never writes to it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class Graph:
             reused module is ``path@1``. A layer's features are its module's output.
         nodes: the operators between input and output that depend on the input, in forward order.
         inputs: the placeholders of the model's inputs; output: the node of its output.
+        active: the inputs and the values that depend on them. movable: those of them that a correction can reach: floating
+            point, from the inputs or an embedding of token indices on, through operators that have a slope.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Graph:
         wanted = self.ancestors([output])
         self.nodes = tuple(n for n in graph.nodes if n.op == "call_function" and n in depends and n in wanted)
         self.active = frozenset(depends & wanted)
+        self.movable = frozenset(self._movable())
         self._layers = _name_layers(self)
         self.layers = tuple(self._layers)
 
@@ -75,10 +79,36 @@ class Graph:
             raise ValueError(near_matches(layer, self.layers, "layer"))
         return self._layers[layer]
 
+    def inside(self, layer: str) -> frozenset[fx.Node]:
+        """The operators of a module call, by its layer name.
+
+        Raises:
+            ValueError: an unknown layer, with the near matches.
+        """
+        self.node(layer)
+        return frozenset(n for n in self.nodes if layer in _module_stack(n))
+
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """The static shape of a node's value behind the batch dimension; -1 where the batch was moved to."""
         # int() of a symbolic size would fix the batch size of the whole graph to the example's
         return tuple(-1 if isinstance(d, torch.SymInt) else int(d) for d in node.meta["val"].shape[1:])
+
+    def _movable(self) -> set[fx.Node]:
+        found = {n for n in self.inputs if _is_floating(n)}
+        for node in self.nodes:
+            if not _is_floating(node) or node.target in _FLAT:
+                continue
+            if node.target in _LOOKUPS or any(a in found for a in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def reached(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """The nodes themselves and every value that moves when they do."""
+        found = set(nodes)
+        for node in self.nodes:
+            if node in self.movable and any(a in found for a in node.all_input_nodes):
+                found.add(node)
+        return found
 
     def per_sample(self, node: fx.Node) -> bool:
         """Whether a node's value is one tensor whose first dimension is the samples, neither merged with others nor moved."""
@@ -188,11 +218,24 @@ class Graph:
         return values
 
     def record(self, x: Example) -> dict[fx.Node, Tensor]:
-        """Runs the network once and returns the value of every node that depends on the input, and the inputs."""
+        """Runs the network once and returns the value of every node that depends on the input or the batch size, and the inputs."""
         values = self.check_input(x)
         with torch.no_grad():
-            results = self.segment(self.inputs, self.nodes)(*values)
-        return {**dict(zip(self.inputs, values, strict=True)), **dict(zip(self.nodes, results, strict=True))}
+            results = self.segment(self.inputs, self.recorded)(*values)
+        return {**dict(zip(self.inputs, values, strict=True)), **dict(zip(self.recorded, results, strict=True))}
+
+    @cached_property
+    def recorded(self) -> tuple[fx.Node, ...]:
+        """The operators, and the constants they read whose size is that of the batch (they are no parameters)."""
+        read = {a for node in self.nodes for a in node.all_input_nodes if a not in self.active}
+        sized = [
+            n
+            for n in self.fx_graph.nodes
+            if n in read
+            and isinstance(n.meta.get("val"), Tensor)
+            and any(isinstance(a.meta.get("val"), torch.SymInt) for a in self.ancestors([n]))
+        ]
+        return (*self.nodes, *sized)
 
     def __call__(self, x: Example) -> Tensor:
         """The network's output, as the model in eval mode computes it."""
@@ -282,6 +325,26 @@ def _from_program(model: nn.Module, program: torch.export.ExportedProgram) -> Gr
             "the batch is not the first dimension of the model's output: permute it there at the end of forward"
         )
     return traced
+
+
+_LOOKUPS = frozenset({aten.embedding.default, aten.embedding_bag.default})
+# without a slope: what they give is held
+_FLAT = frozenset(
+    {
+        aten.sign.default,
+        aten.round.default,
+        aten.floor.default,
+        aten.ceil.default,
+        aten.trunc.default,
+        aten.heaviside.default,
+    }
+)
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(part, Tensor) and part.is_floating_point() for part in parts)
 
 
 def _is_tensor(node: fx.Node) -> bool:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from revprop.gauss_newton import search
 from revprop.linear_map import Factor
-from revprop.rules import Fact, Linear, Pointwise, Selection
+from revprop.rules import Fact, Linear, Nonlinear, Pointwise, Selection
 
 __all__ = ["Adjoint", "Mode", "NearestPreimage", "PaperReconstruction"]
 
@@ -34,12 +35,17 @@ class Mode(ABC):
     @abstractmethod
     def step(
         self, fact: Fact, state: Factor | None, inputs: Sequence[Tensor], output: Tensor, change: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Corrections of the inputs, given recorded inputs and output and the output's correction."""
+    ) -> tuple[Tensor | None, ...]:
+        """Corrections of the inputs, given their recorded values (those of what is held behind them), the recorded output and
+        its correction; None for an input that is to stay, whatever others ask of it."""
 
     @abstractmethod
-    def join(self, changes: Sequence[Tensor]) -> Tensor:
-        """One correction from those that the consumers of a value ask for."""
+    def join(self, changes: Sequence[Tensor], shares: Sequence[Tensor | None] = ()) -> Tensor:
+        """One correction from those that the consumers of a value ask for.
+
+        Args:
+            shares: for each of them 1 where it asks for something, 0 at entries that it never reads; None: it reads all.
+        """
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class NearestPreimage(Mode):
 
     Linear maps: ``a* = a^ + A+ (z* - z^)`` (FR-PT Eq. 4-7 in one formula). Activations: the preimage nearest to the recorded
     pre-activation; targets outside an open range are kept MARGIN inside it. Max-pooling: cut to the target or raise the largest.
-    A fan-out is the map ``[I; I]``, so its pseudo-inverse is the mean.
+    A fan-out is the map ``[I; I]``, so its pseudo-inverse is the mean. What is neither linear nor entry by entry: its rule's
+    closed form, or Gauss-Newton (:mod:`revprop.gauss_newton`).
 
     Args:
         damping: mu relative to the largest singular value squared of each learned map.
@@ -63,16 +70,18 @@ class NearestPreimage(Mode):
 
     def step(
         self, fact: Fact, state: Factor | None, inputs: Sequence[Tensor], output: Tensor, change: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         if isinstance(fact, Linear):
             assert state is not None
             return _as_tuple(state.solve(change))
         if isinstance(fact, Selection):
             return (fact.windows.nearest(inputs[0], output + change),)
+        if isinstance(fact, Nonlinear):
+            return _nearest_inputs(fact, inputs, output, change)
         return (_nearest(fact, inputs[0], output, change),)
 
-    def join(self, changes: Sequence[Tensor]) -> Tensor:
-        return changes[0] if len(changes) == 1 else torch.stack(tuple(changes)).mean(0)
+    def join(self, changes: Sequence[Tensor], shares: Sequence[Tensor | None] = ()) -> Tensor:
+        return _mean(changes, shares)
 
 
 @dataclass(frozen=True)
@@ -87,20 +96,22 @@ class PaperReconstruction(Mode):
 
     def step(
         self, fact: Fact, state: Factor | None, inputs: Sequence[Tensor], output: Tensor, change: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         if isinstance(fact, Linear | Selection) and fact.windows is not None:
             copied = fact.windows.spread(output + change, math.nan)
             return (torch.where(copied.isnan(), 0.0, copied - inputs[0]),)
         if isinstance(fact, Linear):
             assert state is not None
             return _as_tuple(state.solve(change))
+        if isinstance(fact, Nonlinear):  # the paper has none of these
+            return _nearest_inputs(fact, inputs, output, change)
         assert isinstance(fact, Pointwise)
         inverse = fact.inverse if fact.inverse is not None else lambda value: fact.preimage(value, inputs[0])
         low, high = _limits(fact, self.margin) if fact.inverse is None else (-math.inf, math.inf)
         return (inverse((output + change).clamp(low, high)) - inputs[0],)
 
-    def join(self, changes: Sequence[Tensor]) -> Tensor:
-        return changes[0] if len(changes) == 1 else torch.stack(tuple(changes)).mean(0)
+    def join(self, changes: Sequence[Tensor], shares: Sequence[Tensor | None] = ()) -> Tensor:
+        return _mean(changes, shares)
 
 
 @dataclass(frozen=True)
@@ -109,18 +120,19 @@ class Adjoint(Mode):
 
     def step(
         self, fact: Fact, state: Factor | None, inputs: Sequence[Tensor], output: Tensor, change: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         if isinstance(fact, Linear):
             return _as_tuple(fact.map.adjoint(change))
         if isinstance(fact, Selection):
             at = fact.windows.argmax(inputs[0])
             flat = torch.zeros_like(inputs[0]).flatten(2).scatter_add_(2, at, change.flatten(2))
             return (flat.view(inputs[0].shape),)
+        count = len(fact.layout.moving) if isinstance(fact, Nonlinear) else 1
         with torch.enable_grad():
-            z = inputs[0].detach().requires_grad_()
-            return (torch.autograd.grad(fact.function(z), z, change)[0],)
+            z = [value.detach().requires_grad_() for value in inputs[:count]]
+            return torch.autograd.grad(fact.function(*z, *inputs[count:]), z, change, materialize_grads=True)
 
-    def join(self, changes: Sequence[Tensor]) -> Tensor:
+    def join(self, changes: Sequence[Tensor], shares: Sequence[Tensor | None] = ()) -> Tensor:
         return changes[0] if len(changes) == 1 else torch.stack(tuple(changes)).sum(0)
 
 
@@ -131,6 +143,28 @@ def _nearest(fact: Pointwise, z: Tensor, a: Tensor, change: Tensor) -> Tensor:
         # a recorded value beyond the margin is a legitimate target: it is where the network itself is
         wanted = torch.minimum(torch.maximum(wanted, a.clamp_max(low)), a.clamp_min(high))
     return torch.where(wanted == a, 0.0, fact.preimage(wanted, z) - z)
+
+
+def _nearest_inputs(
+    fact: Nonlinear, values: Sequence[Tensor], output: Tensor, change: Tensor
+) -> tuple[Tensor | None, ...]:
+    if not bool(change.any()):
+        return tuple(torch.zeros_like(value) for value in values[: len(fact.layout.moving)])
+    if fact.preimage is None:
+        return search(fact.function, fact.layout, values, output, change)
+    found = fact.preimage(output + change, *values)
+    return tuple(None if new is None else new - old for new, old in zip(found, values, strict=False))
+
+
+def _mean(changes: Sequence[Tensor], shares: Sequence[Tensor | None]) -> Tensor:
+    """The pseudo-inverse of a fan-out: the mean over those consumers that read an entry."""
+    if len(changes) == 1:
+        return changes[0]
+    if all(share is None for share in shares):
+        return torch.stack(tuple(changes)).mean(0)
+    counts = [torch.ones_like(c) if s is None else s.to(c) for c, s in zip(changes, shares, strict=True)]
+    asked = torch.stack([change * count for change, count in zip(changes, counts, strict=True)]).sum(0)
+    return asked / torch.stack(counts).sum(0).clamp_min(1.0)
 
 
 def _limits(fact: Pointwise, margin: float) -> tuple[float, float]:

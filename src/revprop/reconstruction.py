@@ -244,7 +244,7 @@ def _reconstruct_batch(
     by_pass = {layer: graph.behind(layer)[1] for layer in nodes}
     greedy = settings.strategy == "greedy"
     kept = (
-        graph.nodes
+        graph.recorded
         if greedy
         else tuple(dict.fromkeys([*nodes.values(), *(n for held in by_pass.values() for n in held), graph.output]))
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,17 +14,22 @@ from revprop.errors import UnsupportedOperatorError
 from revprop.graph import Example, Graph, trace
 from revprop.linear_map import Factor
 from revprop.modes import Mode
-from revprop.rules import Fact, Refusal, describe
+from revprop.rules import Call, Fact, Linear, Nonlinear, Pointwise, Refusal, bind, closed, describe, searched, whole
 
 __all__ = ["Coverage", "Step", "check", "factors_behind", "walk"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operator, ready to be stepped through: its facts and what the mode prepared from the weights."""
+    """One operator or block, ready to be stepped through: its facts and what the mode prepared from the weights.
+
+    Attributes:
+        inputs: what moves. held: the other values that its facts are about. node: whose value it gives.
+    """
 
     node: fx.Node
     inputs: tuple[fx.Node, ...]
+    held: tuple[fx.Node, ...]
     fact: Fact
     state: Factor | None
 
@@ -33,8 +39,10 @@ class Coverage:
     """What :func:`check` found; ``str()`` prints a table.
 
     Attributes:
-        rows: per operator call (operator, module path, output shape, kind, remedy); kind is "closed form" or "no rule".
-        covered: whether every operator has a rule, so that the greedy strategy runs; the global one needs none.
+        rows: per operator call that a correction can reach (operator, module path, output shape, kind, remedy); kind is
+            "closed form"; "fallback": the preimage is searched by Gauss-Newton; "stops here": an embedding of token indices,
+            which cannot move; or "no rule".
+        covered: whether the greedy strategy gets through every operator; the global one needs no rules.
     """
 
     rows: tuple[tuple[str, str, str, str, str], ...]
@@ -54,10 +62,12 @@ class Coverage:
             "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *body]
         ]
         good = sum(kind != "no rule" for *_, kind, _ in self.rows)
+        searched = sum(kind == "fallback" for *_, kind, _ in self.rows)
+        by = f", {searched} of them by fallback" if searched else ""
         verdict = (
             "everything is covered" if self.covered else 'strategy="global" works on all layers; greedy on those behind'
         )
-        return "\n".join([*lines, f"{good} of {len(self.rows)} operators covered: {verdict}"])
+        return "\n".join([*lines, f"{good} of {len(self.rows)} operators covered{by}: {verdict}"])
 
 
 def check(model: nn.Module | Graph, example: Example | None = None) -> Coverage:
@@ -76,15 +86,22 @@ def check(model: nn.Module | Graph, example: Example | None = None) -> Coverage:
     2 of 2 operators covered: everything is covered
     """
     graph = as_graph(model, example)
-    rows = []
-    for node in _operators(graph):
-        remedy = ""
+    return Coverage(tuple((*_name(graph, node), *_kind(graph, node)) for node in _operators(graph)))
+
+
+def _kind(graph: Graph, node: fx.Node) -> tuple[str, str]:
+    call = bind(graph, node)
+    if not call.inputs:
+        return "stops here", "what it looks up moves, the indices cannot"
+    try:
+        closed(call)
+    except Refusal as refusal:
         try:
-            describe(graph, node)
-        except Refusal as refusal:
-            remedy = str(refusal)
-        rows.append((*_name(graph, node), "no rule" if remedy else "closed form", remedy))
-    return Coverage(tuple(rows))
+            searched(call, refusal)
+        except Refusal:
+            return "no rule", str(refusal)
+        return "fallback", ""
+    return "closed form", ""
 
 
 def as_graph(model: nn.Module | Graph, example: Example | None) -> Graph:
@@ -98,85 +115,134 @@ def as_graph(model: nn.Module | Graph, example: Example | None) -> Graph:
     return trace(model, example)
 
 
-def factors_behind(graph: Graph, mode: Mode, nodes: Iterable[fx.Node]) -> list[Step]:
+def factors_behind(graph: Graph, mode: Mode, nodes: Iterable[fx.Node], blocks: Sequence[str] = ()) -> list[Step]:
     """The steps from the output down to the given nodes, factored, in reverse order.
+
+    Args:
+        blocks: layers each of which is stepped through as one map; of one that holds a given node, what lies behind it.
 
     Raises:
         UnsupportedOperatorError: all operators on the way without a rule, at once, before anything is factored.
     """
-    targets = set(nodes)
-    below = graph.descendants(targets)
-    on_the_way = [n for n in reversed(_operators(graph)) if n in below and any(a in below for a in n.all_input_nodes)]
-    # (node, mode) -> (copies of the weights read, step); a step is factored again only when its weights have changed
-    cache: dict[tuple[fx.Node, Mode], tuple[list[Tensor], Step]] = graph.factored
-    steps, facts, refused = [], {}, []
+    targets = tuple(nodes)
+    moving = graph.reached(targets)
+    wholes, within = _blocks(graph, set(targets), moving, blocks)
+    on_the_way = [
+        n
+        for n in reversed(_operators(graph))
+        if n in moving and any(a in moving for a in _arguments(n)) and (n in wholes or n not in within)
+    ]
+    # (node, mode, inputs that move) -> (copies of the weights read, step); factored again only when its weights have changed
+    cache: dict[Any, tuple[list[Tensor], Step]] = graph.factored
+    keys, fresh, refused = {}, {}, []
     for node in on_the_way:
-        weights = _weights(graph, node)
-        known = cache.get((node, mode))
+        call = wholes.get(node) or bind(graph, node, moving)
+        keys[node] = (node, mode, call.values, len(call.held), call.within)
+        weights = _weights(graph, call)
+        known = cache.get(keys[node])
         if known is None or not all(_same(old, new) for old, new in zip(known[0], weights, strict=True)):
             try:
-                facts[node] = (weights, describe(graph, node))
+                fresh[node] = (weights, call, describe(call))
             except Refusal as refusal:
                 refused.append((*_name(graph, node), str(refusal)))
     if refused:
         raise UnsupportedOperatorError(refused[::-1])
+    steps = []
     for node in on_the_way:
-        if node in facts:
-            weights, fact = facts[node]
+        if node in fresh:
+            weights, call, fact = fresh[node]
             kept = [weight.clone() for weight in weights]
-            cache[node, mode] = (kept, Step(node, _activations(graph, node), fact, mode.prepare(fact)))
-        steps.append(cache[node, mode][1])
+            inputs = tuple(dict.fromkeys(call.inputs)) if isinstance(fact, Nonlinear) else call.inputs
+            cache[keys[node]] = (kept, Step(node, inputs, call.held, fact, mode.prepare(fact)))
+        steps.append(cache[keys[node]][1])
     return steps
 
 
 def walk(
-    graph: Graph, mode: Mode, recorded: Mapping[fx.Node, Tensor], change: Tensor, to: Sequence[fx.Node]
+    graph: Graph,
+    mode: Mode,
+    recorded: Mapping[fx.Node, Tensor],
+    change: Tensor,
+    to: Sequence[fx.Node],
+    blocks: Sequence[str] = (),
 ) -> dict[fx.Node, Tensor]:
     """Walks a correction of the output back to the given nodes, operator by operator.
 
     Args:
         recorded: every node's value, as :meth:`Graph.record` returns them. change: wanted minus recorded output.
-        to: the nodes whose corrections are wanted.
+        to: the nodes whose corrections are wanted. blocks: layers stepped through as one map each.
 
     Returns:
         node -> correction (wanted minus recorded value).
     """
-    asked: dict[fx.Node, list[Tensor]] = {graph.output: [change]}
+    # what consumers ask for, and at which entries: (correction, 1 where asked; None: everywhere)
+    asked: dict[fx.Node, list[tuple[Tensor, Tensor | None]]] = {graph.output: [(change, None)]}
     wanted = set(to)
-    below = graph.descendants(to)
     found: dict[fx.Node, Tensor] = {}
     with torch.no_grad():
-        for step in factors_behind(graph, mode, to):
-            joined = mode.join(asked.pop(step.node))
+        for step in factors_behind(graph, mode, to, blocks):
+            asks = asked.pop(step.node, None)
+            if asks is None:  # all that follows is to stay as it is
+                continue
+            joined, share = mode.join(*zip(*asks, strict=True)), _joined([share for _, share in asks])
             if step.node in wanted:
                 found[step.node] = joined
-            inputs = [recorded[node] for node in step.inputs]
-            for node, part in zip(
-                step.inputs, mode.step(step.fact, step.state, inputs, recorded[step.node], joined), strict=True
-            ):
-                if node in below:
-                    asked.setdefault(node, []).append(part)
+            values = [recorded[node] for node in (*step.inputs, *step.held)]
+            parts = mode.step(step.fact, step.state, values, recorded[step.node], joined)
+            shares = _shares(step.fact, share, len(step.inputs), joined)
+            for node, part, kept in zip(step.inputs, parts, shares, strict=True):
+                if part is not None:
+                    asked.setdefault(node, []).append((part, kept))
         for node in to:
             if node not in found:
-                parts = asked.get(node)
-                found[node] = mode.join(parts) if parts else torch.zeros_like(recorded[node])
+                asks = asked.get(node)
+                found[node] = mode.join(*zip(*asks, strict=True)) if asks else torch.zeros_like(recorded[node])
     return found
 
 
+def _joined(shares: Sequence[Tensor | None]) -> Tensor | None:
+    """The entries at which any consumer asks for something."""
+    given = [share for share in shares if share is not None]
+    return torch.stack(given).amax(0) if given and len(given) == len(shares) else None
+
+
+def _shares(fact: Fact, share: Tensor | None, count: int, like: Tensor) -> tuple[Tensor | None, ...]:
+    """The entries of each input at which a step asks for something; None: everywhere, or it is not followed further."""
+    if isinstance(fact, Linear):
+        return fact.map.reads(share, like) or (None,) * count
+    return (share,) if isinstance(fact, Pointwise) else (None,) * count
+
+
+def _blocks(
+    graph: Graph, targets: set[fx.Node], moving: set[fx.Node], names: Sequence[str]
+) -> tuple[dict[fx.Node, Call], set[fx.Node]]:
+    """The last node of each block -> the block as one call, and all nodes of blocks."""
+    front = graph.ancestors(targets)
+    wholes: dict[fx.Node, Call] = {}
+    within: set[fx.Node] = set()
+    members = [(graph.node(name), graph.inside(name)) for name in names]
+    for last, inside in sorted(members, key=lambda member: -len(member[1])):  # of nested ones the outer
+        region = frozenset(n for n in inside if n in moving and n not in front)
+        if last in region and not region & within:
+            wholes[last] = whole(graph, last, region, moving)
+            within |= region
+    return wholes, within
+
+
 def _operators(graph: Graph) -> list[fx.Node]:
-    """The operators; what picks one of several results belongs to the operator that returns them (none has a rule)."""
-    return [node for node in graph.nodes if node.target is not operator.getitem]
+    """The operators that a correction can reach; one with several results is found at each result that is used."""
+    return [node for node in graph.nodes if node in graph.movable and isinstance(node.meta.get("val"), Tensor)]
 
 
-def _activations(graph: Graph, node: fx.Node) -> tuple[fx.Node, ...]:
-    found: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), lambda a: found.append(a) if a in graph.active else None)
-    return tuple(found)
+def _arguments(node: fx.Node) -> list[fx.Node]:
+    source = node.args[0]
+    picked = node.target is operator.getitem and isinstance(source, fx.Node)
+    return source.all_input_nodes if picked else node.all_input_nodes  # type: ignore[union-attr]
 
 
-def _weights(graph: Graph, node: fx.Node) -> list[Tensor]:
-    """The weights an operator reads, as they are now."""
-    read = graph.ancestors([node], stop=graph.active - {node})
+def _weights(graph: Graph, call: Call) -> list[Tensor]:
+    """The weights a call reads, as they are now."""
+    read = graph.ancestors([call.node], stop=call.values)
     return [graph.tensor(name).detach() for constant, name in graph.constants.items() if constant in read]
 
 
@@ -192,5 +258,6 @@ def _name(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
         if isinstance(value, Tensor)
         else "several tensors"
     )
-    name = str(node.target).removeprefix("aten.")
+    source = node.args[0] if node.target is operator.getitem else node
+    name = str(source.target).removeprefix("aten.")  # type: ignore[union-attr]
     return name, graph.path(node), f"({shape})"

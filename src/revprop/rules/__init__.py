@@ -1,16 +1,34 @@
 """Facts about operators: one file per family, all registered in one place."""
 
 from revprop.rules import activation, conv, linear, merge, norm, pool, shape
-from revprop.rules.registry import Call, Fact, Linear, Pointwise, Refusal, Selection, describe, registered, rule
+from revprop.rules.registry import (
+    Call,
+    Fact,
+    Linear,
+    Nonlinear,
+    Pointwise,
+    Refusal,
+    Selection,
+    bind,
+    closed,
+    describe,
+    registered,
+    rule,
+    searched,
+    whole,
+)
 
 __all__ = [
     "Call",
     "Fact",
     "Linear",
+    "Nonlinear",
     "Pointwise",
     "Refusal",
     "Selection",
     "activation",
+    "bind",
+    "closed",
     "conv",
     "describe",
     "linear",
@@ -19,5 +37,7 @@ __all__ = [
     "pool",
     "registered",
     "rule",
+    "searched",
     "shape",
+    "whole",
 ]

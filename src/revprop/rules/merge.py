@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from revprop.linear_map import Broadcast, Concatenate, Copy, Diagonal, LinearMap, Sum
+from revprop.linear_map import Diagonal, LinearMap
 from revprop.rules.registry import Call, Fact, Linear, Refusal, rule
+from revprop.structural_map import Broadcast, Concatenate, Copy, Sum
 
 aten = torch.ops.aten
 

@@ -24,5 +24,6 @@ def batch_norm(call: Call) -> Fact:
 @rule(aten._native_batch_norm_legit.no_stats, anywhere=True)
 def batch_statistics(call: Call) -> Fact:
     raise Refusal(
-        'it normalises by the statistics of the batch; set track_running_stats=True, or use strategy="global"'
+        'it normalises by the statistics of the batch; set track_running_stats=True, or use strategy="global"',
+        final=True,
     )

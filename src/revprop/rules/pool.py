@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from revprop.linear_map import Reduce, Separable
+from revprop.linear_map import Separable
 from revprop.rules.registry import Call, Fact, Linear, Refusal, Selection, as_tuple, rule
+from revprop.structural_map import Reduce
 from revprop.windows import Windows
 
 aten = torch.ops.aten
@@ -92,7 +93,8 @@ def adaptive_avg_pool(call: Call) -> Fact:
 def adaptive_max_pool(call: Call) -> Fact:
     """Only found where its windows overlap: one whose windows tile the image is traced as plain max-pooling."""
     raise Refusal(
-        'its windows do not divide the image evenly; choose an output size that does, or use strategy="global"'
+        'its windows do not divide the image evenly; choose an output size that does, or use strategy="global"',
+        final=True,
     )
 
 

@@ -11,8 +11,10 @@ backwards through it is the business of :mod:`revprop.modes`. To cover a new ope
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,9 +22,25 @@ from torch import Tensor, fx
 
 from revprop.graph import Graph
 from revprop.linear_map import LinearMap
+from revprop.samples import Layout, Samples
 from revprop.windows import Windows
 
-__all__ = ["Call", "Fact", "Linear", "Pointwise", "Refusal", "Selection", "describe", "registered", "rule"]
+__all__ = [
+    "Call",
+    "Fact",
+    "Linear",
+    "Nonlinear",
+    "Pointwise",
+    "Refusal",
+    "Selection",
+    "bind",
+    "closed",
+    "describe",
+    "registered",
+    "rule",
+    "searched",
+    "whole",
+]
 
 
 @dataclass(frozen=True)
@@ -61,30 +79,80 @@ class Selection:
     windows: Windows
 
 
-Fact = Linear | Pointwise | Selection
+@dataclass(frozen=True)
+class Nonlinear:
+    """``y = f(x_1, ..., x_k)``: differentiable, neither linear nor entry by entry (softmax, norms, products, attention).
+
+    Attributes:
+        function: the values of :attr:`Call.values` -> the output.
+        preimage: (wanted output, *the same values) -> for each activation that moves the value nearest to the one given with
+            ``f = wanted`` (where none gives it: for the attainable output that the rule says), or None for one that is to
+            stay as it is. Without one, modes search by Gauss-Newton.
+        layout: where the samples of the values lie (filled in by :func:`describe`).
+    """
+
+    function: Callable[..., Tensor]
+    preimage: Callable[..., tuple[Tensor | None, ...]] | None = None
+    layout: Layout = Layout()
+
+
+Fact = Linear | Pointwise | Selection | Nonlinear
 
 
 class Refusal(Exception):
-    """Raised by a rule that does not cover this very call; the text is the remedy shown to the user."""
+    """Raised by a rule that does not cover this very call; the text is the remedy shown to the user.
+
+    Args:
+        final: whether to search a preimage instead would be wrong, too.
+    """
+
+    def __init__(self, remedy: str, final: bool = False) -> None:
+        super().__init__(remedy)
+        self.final = final
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an operator in a graph: its arguments by name, constants as live tensors, activations as nodes."""
+    """One call of an operator in a graph: its arguments by name, constants as live tensors, activations as nodes.
+
+    Attributes:
+        operator: what is called. moving: the activations that may move; others (masks, token indices, what by-passes the
+            layers asked for) are held at their recorded values. within: of a block, its operators.
+    """
 
     graph: Graph
     node: fx.Node
+    operator: Any
     arguments: dict[str, Any]
+    moving: frozenset[fx.Node]
+    within: frozenset[fx.Node] = frozenset()
+
+    @cached_property
+    def inputs(self) -> tuple[fx.Node, ...]:
+        """The activations among the arguments that move, in order; the corrections a mode returns have this order."""
+        return tuple(node for node in _nodes(self.arguments) if node in self.moving)
+
+    @cached_property
+    def held(self) -> tuple[fx.Node, ...]:
+        """The tensors among the arguments that depend on the input or the batch size and do not move."""
+        found = (n for n in _nodes(self.arguments) if n not in self.moving and isinstance(n.meta.get("val"), Tensor))
+        return tuple(dict.fromkeys(found))
 
     @property
-    def inputs(self) -> tuple[fx.Node, ...]:
-        """The activations among the arguments, in order; the corrections a mode returns have this order."""
-        return self.activations_of(self.node)
+    def values(self) -> tuple[fx.Node, ...]:
+        """What a :class:`Nonlinear` fact is given the values of: each activation that moves, then each that is held."""
+        return (*dict.fromkeys(self.inputs), *self.held)
 
-    def activations_of(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        found: list[fx.Node] = []
-        fx.map_arg((node.args, node.kwargs), lambda a: found.append(a) if a in self.graph.active else None)
-        return tuple(found)
+    @property
+    def layout(self) -> Layout:
+        """Where the samples of :attr:`values` and of the output lie."""
+        moving = tuple(Samples.of(node.meta["val"]) for node in dict.fromkeys(self.inputs))
+        held = tuple(Samples.of(node.meta["val"]) for node in self.held)
+        return Layout(moving, held, Samples.of(self.node.meta["val"]))
+
+    def run(self, *values: Tensor) -> Tensor:
+        """The operator itself, on :attr:`values`."""
+        return self.graph.segment(self.values, (self.node,))(*values)[0]
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -102,7 +170,8 @@ class Call:
         return self.graph.shape(self[name])
 
     def is_activation(self, value: Any) -> bool:
-        return isinstance(value, fx.Node) and value in self.graph.active
+        """Whether an argument is an activation that moves."""
+        return isinstance(value, fx.Node) and value in self.moving
 
     def constant(self, name: str) -> Tensor | None:
         """A constant tensor argument (or None), refused where it depends on the input."""
@@ -143,12 +212,12 @@ def rule(*operators: Any, anywhere: bool = False) -> Callable[[Callable[[Call], 
     """
 
     def register(function: Callable[[Call], Fact]) -> Callable[[Call], Fact]:
-        for operator in operators:
-            if operator in _RULES:
-                raise ValueError(f"{operator} has a rule already: {_RULES[operator].__qualname__}")
-            _RULES[operator] = function
+        for target in operators:
+            if target in _RULES:
+                raise ValueError(f"{target} has a rule already: {_RULES[target].__qualname__}")
+            _RULES[target] = function
             if anywhere:
-                _ANYWHERE.add(operator)
+                _ANYWHERE.add(target)
         return function
 
     return register
@@ -159,19 +228,90 @@ def registered() -> dict[Any, Callable[[Call], Fact]]:
     return dict(_RULES)
 
 
-def describe(graph: Graph, node: fx.Node) -> Fact:
-    """The facts of one operator call.
+def bind(graph: Graph, node: fx.Node, moving: Collection[fx.Node] | None = None) -> Call:
+    """One operator call, its arguments by name.
+
+    Args:
+        moving: the activations that may move; all that can where not given.
+    """
+    source = (
+        node.args[0] if node.target is operator.getitem else node
+    )  # one of several results belongs to who returns them
+    assert isinstance(source, fx.Node)
+    return Call(
+        graph, node, source.target, _bind(graph, source), frozenset(graph.movable if moving is None else moving)
+    )
+
+
+def whole(graph: Graph, last: fx.Node, region: frozenset[fx.Node], moving: Collection[fx.Node]) -> Call:
+    """Several operators as one call: those of a region with one result."""
+    read = [a for n in graph.nodes if n in region for a in n.all_input_nodes if a not in region]
+    values = [a for a in dict.fromkeys(read) if a in graph.active or a in graph.recorded]
+    return Call(graph, last, None, {str(a): a for a in values}, frozenset(moving), region)
+
+
+def describe(call: Call) -> Fact:
+    """The facts of one call: those of its rule, or what it computes, for modes to search its preimage.
 
     Raises:
-        Refusal: with a remedy, where no rule covers it.
+        Refusal: with a remedy, where no rule covers it and there is nothing to differentiate.
     """
-    function = _RULES.get(node.target)
+    try:
+        return closed(call)
+    except Refusal as refusal:
+        return searched(call, refusal)
+
+
+def closed(call: Call) -> Fact:
+    """The facts by a rule. Raises Refusal where there is none, or where it does not cover this very call."""
+    function = _RULES.get(call.operator)
     if function is None:
         raise Refusal('no rule yet; use strategy="global", or register one (see "Write your own rule" in the docs)')
-    call = Call(graph, node, _bind(graph, node))
-    if node.target not in _ANYWHERE and not all(_batch_first(n.meta["val"]) for n in (node, *call.inputs)):
+    if call.operator not in _ANYWHERE and not all(_batch_first(n.meta["val"]) for n in (call.node, *call.inputs)):
         raise Refusal('it mixes samples, or the batch is not the first dimension here; use strategy="global"')
-    return function(call)
+    fact = function(call)
+    return replace(fact, layout=call.layout) if isinstance(fact, Nonlinear) else fact
+
+
+def searched(call: Call, refusal: Refusal) -> Nonlinear:
+    """What the operator computes, for its preimage to be searched. Raises the refusal where that cannot be done: where an
+    output of one sample depends on another, or nothing can be differentiated."""
+    fact = Nonlinear(call.run, layout=call.layout)
+    if not call.inputs or refusal.final or None in (*fact.layout.moving, fact.layout.output):
+        raise refusal
+    try:
+        _try(call, fact)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise refusal from error
+    return fact
+
+
+def _try(call: Call, fact: Nonlinear) -> None:
+    """Runs an operator on made values of two samples. Raises where it has no slope, or where one sample's output depends on
+    another."""
+    generator = torch.Generator().manual_seed(0)
+
+    def made(node: fx.Node) -> Tensor:
+        value, samples = node.meta["val"], Samples.of(node.meta["val"])
+        shape = samples.shape(value, 2) if samples is not None else tuple(int(size) for size in value.shape)
+        if value.dtype == torch.bool:  # nothing masked
+            return torch.ones(shape, dtype=torch.bool)
+        if not value.is_floating_point():  # the first index
+            return torch.zeros(shape, dtype=value.dtype)
+        return 0.1 + 0.8 * torch.rand(shape, generator=generator).to(value.dtype)
+
+    device = call.like(0.0).device
+    values = [made(node).to(device) for node in call.values]
+    count, last = len(fact.layout.moving), fact.layout.output
+    assert last is not None
+    with torch.enable_grad():
+        leaves = [value.requires_grad_() for value in values[:count]]
+        first = last.rows(fact.function(*leaves, *values[count:]))[:1]
+        gradients = torch.autograd.grad(first.sum(), leaves, allow_unused=True)
+    for gradient, samples in zip(gradients, fact.layout.moving, strict=True):
+        assert samples is not None
+        if gradient is not None and bool((samples.rows(gradient)[1:] != 0).any()):
+            raise ValueError("one sample depends on another")
 
 
 def _batch_first(value: Tensor) -> bool:
@@ -196,10 +336,15 @@ def _bind(graph: Graph, node: fx.Node) -> dict[str, Any]:
             value = node.kwargs[argument.name]
         else:
             value = argument.default_value if argument.has_default_value() else None
-        named[argument.name] = fx.map_arg(value, lambda a: _constant(graph, a))
-    if "self" in named:
-        named["input"] = named.pop("self")
+        name = "input" if argument.name == "self" else argument.name
+        named[name] = fx.map_arg(value, lambda a: _constant(graph, a))
     return named
+
+
+def _nodes(arguments: dict[str, Any]) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.map_arg(tuple(arguments.values()), lambda node: found.append(node))
+    return found
 
 
 def _constant(graph: Graph, node: fx.Node) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from revprop.linear_map import Copy
 from revprop.rules.registry import Call, Fact, Linear, Refusal, rule
+from revprop.structural_map import Copy
 
 aten = torch.ops.aten
 
@@ -23,7 +23,10 @@ def identity(call: Call) -> Fact:
 @rule(aten.native_dropout.default, anywhere=True)
 def dropout(call: Call) -> Fact:
     """Only found where dropout stays on in eval mode; torch.export leaves no trace of it otherwise."""
-    raise Refusal("it drops at random even in eval mode (F.dropout without training=self.training): pass that argument")
+    raise Refusal(
+        "it drops at random even in eval mode (F.dropout without training=self.training): pass that argument",
+        final=True,
+    )
 
 
 @rule(aten.view.default, aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default)
@@ -100,7 +103,7 @@ def copy(call: Call) -> Fact:
             return torch.autograd.grad(forward(a), a, z)[0]
 
     counts = backward(call.like(torch.ones(_at(call.node.meta["val"].shape[0], 1), *call.shape)))
-    return Linear(Copy(forward, backward, counts[:1] if bool((counts > 1).any()) else None))
+    return Linear(Copy(forward, backward, counts[:1]))
 
 
 def _keep_batch(call: Call) -> None:
