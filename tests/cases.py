@@ -453,6 +453,63 @@ linear(aten.pixel_unshuffle.default, "", lambda a: F.pixel_unshuffle(a, 2), (1, 
 linear(aten.channel_shuffle.default, "", lambda a: F.channel_shuffle(a, 2), (4, 2, 1))
 linear(aten.index_select.default, "", lambda a: a.index_select(1, torch.tensor([2, 0, 0])), (4, 2))
 
+linear(aten.index.Tensor, "", lambda a: a[:, torch.tensor([2, 0, 0])], (4, 2), alone=False)
+linear(aten.tile.default, "", lambda a: a.tile(1, 2), (3,))
+linear(aten.unfold.default, "", lambda a: a.unfold(1, 3, 2), (7,))
+linear(aten.im2col.default, "", lambda a: F.unfold(a, 2), (2, 3, 3))
+linear(aten.diagonal.default, "", lambda a: a.diagonal(dim1=1, dim2=2), (3, 4))
+linear(aten.select.int, "batch not first", lambda a: a.permute(1, 0, 2)[1], (3, 2), alone=False)
+linear(
+    aten.view.default,
+    "batch not first",
+    lambda a: a.transpose(0, 1).unflatten(2, (2, 2)).transpose(0, 1),
+    (3, 4),
+    alone=False,
+)
+linear(aten.view.default, "merged and apart", lambda a: a.flatten(0, 1).unflatten(0, (-1, 3)), (3, 4), alone=False)
+linear(
+    aten.add.Tensor,
+    "batch not first",
+    lambda a, b: (a.transpose(0, 1) + b.transpose(0, 1)).transpose(0, 1),
+    (3, 2),
+    (3, 2),
+    alone=False,
+)
+linear(aten.stack.default, "", lambda a, b: torch.stack([a, torch.ones_like(a), b], 2), (2, 3), (2, 3), alone=False)
+linear(
+    aten.slice.Tensor,
+    "apart and together",
+    lambda a: torch.cat([p * (i + 1) for i, p in enumerate(a.chunk(3, 1))], 1),
+    (6,),
+    alone=False,
+)
+
+# -- products and quotients -------------------------------------------------------------------------------------------
+
+
+def nonlinear(
+    operator: Any, name: str, forward: Callable[..., Tensor], *shapes: tuple[int, ...], alone: bool = True
+) -> None:
+    CASES.append(Case(_name(operator, name), operator, forward, shapes, kind="nonlinear", alone=alone))
+
+
+nonlinear(aten.mul.Tensor, "of activations", torch.mul, (2, 3), (2, 3))
+nonlinear(aten.mul.Tensor, "shared factor", torch.mul, (2, 3, 2), (2, 1, 1))
+nonlinear(aten.mul.Tensor, "shared factor first", torch.mul, (1, 3), (4, 3))
+nonlinear(aten.mul.Tensor, "by a mask", lambda a: a * (a > -9), (2, 3), alone=False)
+nonlinear(aten.div.Tensor, "of activations", torch.div, (2, 3), (2, 3))
+nonlinear(aten.div.Tensor, "shared divisor", torch.div, (2, 3), (2, 1))
+nonlinear(aten.where.self, "", lambda a, b: torch.where(a + b > -99, a, b), (2, 3), (2, 3), alone=False)
+nonlinear(aten.masked_fill.Scalar, "", lambda a: a.masked_fill(a < -99, 0.5), (2, 3), alone=False)
+nonlinear(aten.bmm.default, "weights", lambda a, b: torch.bmm(a.softmax(-1), b), (2, 3), (3, 2), alone=False)
+nonlinear(
+    aten.scaled_dot_product_attention.default,
+    "",
+    lambda a, b: F.scaled_dot_product_attention(b, b, a),
+    (3, 2),
+    (3, 2),
+)
+
 # -- without a closed form: searched -------------------------------------------------------------------------------------
 
 
@@ -509,7 +566,7 @@ REFUSALS = [
         aten.index_select.default,
         lambda a: a.index_select(0, torch.tensor([0, 1])),
         ((3,),),
-        "mixes samples",
+        "along the batch",
     ),
     RefusedCall("mean of the samples", aten.mean.dim, lambda a: a - a.mean(0, keepdim=True), ((3,),), "mixes samples"),
     RefusedCall("mean of everything", aten.mean.dim, lambda a: a - a.mean(()), ((3,),), "mixes samples"),

@@ -34,6 +34,7 @@ LEVELS = [
     {"gauss_newton"},
     {"modes"},
     {"reverse"},
+    {"refine"},
     {"reconstruction"},
     {"training"},
     {"closed_form", "prefix"},

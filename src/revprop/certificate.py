@@ -31,8 +31,9 @@ class Certificate:
         reached: (n,) labels: whether the label wins or ties; targets: whether the residual is below 0.1 % of what it was.
         deviation: (n,) |a* - a^| / |a^|.
         strategy, solver, damping: what was used ("dual active set" for the global strategy).
-        steps: (n,) linearisations the global strategy took; None for greedy.
-        maps: greedy: the linear maps between this layer and the output.
+        steps: (n,) linearisations the global strategy took, or sweeps of ``refine``; None for one greedy walk.
+        maps: greedy: the linear maps between this layer and the output, and what was searched by Gauss-Newton.
+        before: with ``refine``: the certificate of the one walk.
     """
 
     residual: Tensor
@@ -43,10 +44,12 @@ class Certificate:
     damping: float
     steps: Tensor | None = None
     maps: tuple[MapCertificate, ...] = ()
+    before: Certificate | None = None
 
     def __str__(self) -> str:
         n = max(len(self.residual), 1)
+        before = "" if self.before is None else f"; before refinement: {self.before}"
         return (
             f"reached {int(self.reached.sum())} of {len(self.residual)}, mean residual {float(self.residual.sum()) / n:.3g}, "
-            f"mean deviation {float(self.deviation.sum()) / n:.3g} ({self.strategy}, {self.solver})"
+            f"mean deviation {float(self.deviation.sum()) / n:.3g} ({self.strategy}, {self.solver}){before}"
         )

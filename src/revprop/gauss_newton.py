@@ -1,20 +1,40 @@
-"""The nearest preimage of any differentiable function, for operators and blocks without a closed form.
+"""A preimage of any differentiable function, for operators and blocks without a closed form: damped Gauss-Newton.
 
-``argmin |x - x^|`` subject to ``f(x) = y*``: the solver of :mod:`revprop.global_solve` on this one function instead of a whole
-network. Slower than a closed form by the number of Jacobian products, and as exact.
+``f(x) = y*`` from the recorded ``x^``: each step is the least-squares solution of smallest norm of ``J d = y* - f(x)`` by
+conjugate gradients on the normal equations (CGLS), whose products are a vector-Jacobian and a Jacobian-vector product. Few
+iterations are the damping: directions with a small singular value, in which a correction would be far, are left to the next
+step. A step that leads away is halved. Steps are small beside the recorded values, so the point reached is near the nearest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from revprop.global_solve import Goal, Options, solve
+from revprop.krylov import least_squares
 from revprop.samples import Layout, Samples
 
-__all__ = ["search"]
+__all__ = ["Effort", "search"]
+
+
+PATIENCE = 4  # steps without a tenth less missing
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to search.
+
+    Attributes:
+        steps: at most so many linearisations. products: at most so many iterations in each.
+        tolerance: of what is missing, relative to what was missing at first; a multiple of the type's precision.
+    """
+
+    steps: int = 20
+    products: int = 20
+    tolerance: float = 1e4
 
 
 def search(
@@ -23,13 +43,17 @@ def search(
     values: Sequence[Tensor],
     output: Tensor,
     change: Tensor,
+    effort: Effort = Effort(),
 ) -> tuple[Tensor, ...]:
-    """Corrections of the inputs that move, of smallest norm over all of them together, sample by sample.
+    """Corrections of the inputs that move, over all of them together, sample by sample.
 
     Args:
         function: the inputs' values, then those held -> the output.
         layout: where their samples lie.
         values: recorded. output: recorded, ``function(*values)``. change: wanted of it.
+
+    Returns:
+        one correction per input; where the output wanted cannot be reached, those of the nearest output found.
 
     >>> x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
     >>> (d,) = search(lambda x: x * x, Layout((Samples(0),), (), Samples(0)), [x], x * x, torch.full_like(x, 0.5))
@@ -59,12 +83,72 @@ def search(
         ]
         return last.rows(function(*moved, *fixed))
 
-    flat, before = torch.cat(rows, 1), last.rows(output)
-    goal = Goal(target=before + last.rows(change))
-    exact = torch.finfo(flat.dtype).eps ** 0.45
-    found = solve(run, flat, tuple(along), before, goal, Options(tolerance=exact))
-    corrections = (found.features - flat).split(widths, 1)
-    return tuple(place.values(part, tuple(shape)) for place, part, shape in zip(ours, corrections, shapes, strict=True))
+    start, wanted = torch.cat(rows, 1), last.rows(output) + last.rows(change)
+    todo = last.rows(change).any(1).nonzero().squeeze(1)
+    found = torch.zeros_like(start)
+    if len(todo):
+        ours_only = tuple(part[todo] for part in along)
+        found[todo] = _newton(lambda x: run(x, *ours_only), start[todo], wanted[todo], effort)
+    return tuple(
+        place.values(part, tuple(shape))
+        for place, part, shape in zip(ours, found.split(widths, 1), shapes, strict=True)
+    )
+
+
+def _newton(function: Callable[[Tensor], Tensor], start: Tensor, wanted: Tensor, effort: Effort) -> Tensor:
+    """(n, inputs): how far to go from ``start``; n >= 1 samples that do not depend on each other."""
+    eps = torch.finfo(start.dtype).eps
+    floor = 8 * eps * wanted.norm(dim=1, keepdim=True)  # what is missing by rounding alone
+    longest = 0.5 * start.norm(dim=1, keepdim=True).clamp_min(1.0)
+    moved = torch.zeros_like(start)
+    best, nearest = moved.clone(), torch.full_like(start[:, :1], torch.inf)
+    stalled = torch.zeros_like(nearest)
+    last, step = torch.full_like(nearest, torch.inf), torch.zeros_like(start)
+    first: Tensor | None = None
+    for k in range(effort.steps + 1):
+        with torch.enable_grad():
+            x = (start + moved).requires_grad_()
+            y = function(x)
+        missing = wanted - y.detach()
+        size = missing.norm(dim=1, keepdim=True)
+        first = size if first is None else first
+        stalled = torch.where(size < 0.9 * nearest, 0.0, stalled + 1)
+        better = size < (1 - 1e-3) * nearest  # no long way for nothing
+        best, nearest = torch.where(better, moved, best), torch.where(better, size, nearest)
+        going = (nearest > torch.maximum(effort.tolerance * eps * first, floor)) & (stalled < PATIENCE)
+        if k == effort.steps or not bool(going.any()):
+            break
+        worse = ~(size < last)  # NaN, too
+        change = _linear_step(x, y, torch.where(worse | ~going, 0.0, missing), effort.products)
+        change = change * (longest / change.norm(dim=1, keepdim=True).clamp_min(eps)).clamp_max(1.0)
+        # a step that led away is halved instead of followed by another
+        moved = torch.where(worse & going, moved - 0.5 * step, moved + change)
+        step = torch.where(worse, 0.5 * step, change)
+        last = torch.where(worse, last, size)
+    return best
+
+
+def _linear_step(x: Tensor, y: Tensor, missing: Tensor, products: int) -> Tensor:
+    """The least-squares solution of smallest norm of ``J d = missing``, J the Jacobian of y by x."""
+    with torch.enable_grad():
+        probe = torch.zeros_like(y, requires_grad=True)
+        # linear in the probe: differentiating it once more gives the Jacobian-vector product
+        pulled = torch.autograd.grad(y, x, probe, create_graph=True)[0]
+
+    def apply(v: Tensor) -> Tensor:
+        if not pulled.requires_grad:  # no slope anywhere
+            return torch.zeros_like(y)
+        return torch.autograd.grad(pulled, probe, v, retain_graph=True)[0]
+
+    def adjoint(u: Tensor) -> Tensor:
+        return torch.autograd.grad(y, x, u, retain_graph=True)[0]
+
+    # where no input moves the output towards what is missing, there is but rounding to follow
+    slope = adjoint(missing)
+    steepness = apply(slope).norm(dim=1, keepdim=True) / slope.norm(dim=1, keepdim=True)
+    size = missing.norm(dim=1, keepdim=True)
+    followed = slope.norm(dim=1, keepdim=True) > 1e3 * torch.finfo(x.dtype).eps * steepness * size
+    return least_squares(apply, adjoint, torch.where(followed, missing, 0.0), tolerance=1e-3, limit=products)
 
 
 def _resized(shape: Sequence[int], place: Samples, n: int) -> tuple[int, ...]:

@@ -331,12 +331,9 @@ _LOOKUPS = frozenset({aten.embedding.default, aten.embedding_bag.default})
 # without a slope: what they give is held
 _FLAT = frozenset(
     {
-        aten.sign.default,
-        aten.round.default,
-        aten.floor.default,
-        aten.ceil.default,
-        aten.trunc.default,
-        aten.heaviside.default,
+        *(aten.sign.default, aten.round.default, aten.floor.default, aten.ceil.default, aten.trunc.default),
+        *(aten.heaviside.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default),
+        *(aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.rand_like.default),
     }
 )
 

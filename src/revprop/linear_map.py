@@ -21,7 +21,9 @@ __all__ = [
     "Dense",
     "Diagonal",
     "Factor",
+    "Gate",
     "LinearMap",
+    "Matrices",
     "Separable",
     "batched_pinv",
 ]
@@ -97,6 +99,53 @@ class Dense(LinearMap):
             transposed = inverse.mT.contiguous()
             return Factor(lambda r: r @ transposed, "dense", mu, rank, (rows, columns))
         return Factor(lambda r: (inverse @ r.unsqueeze(-1)).squeeze(-1), "dense", mu, rank, (rows, columns))
+
+
+class Matrices(LinearMap):
+    """``z = P a`` along the last but one dimension, a matrix P of its own for each sample (and head), as recorded.
+
+    Damping is relative to each matrix' own largest singular value, so that samples do not depend on each other.
+
+    Args:
+        matrices: (..., rows, columns), for a of shape (..., columns, features).
+    """
+
+    def __init__(self, matrices: Tensor) -> None:
+        self.matrices = matrices.detach()
+
+    def apply(self, *a: Tensor) -> Tensor:
+        return self.matrices @ a[0]
+
+    def adjoint(self, z: Tensor) -> Tensor:
+        return self.matrices.mT @ z
+
+    def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
+        u, s, vt = torch.linalg.svd(self.matrices, full_matrices=False)
+        largest = s.amax(-1, keepdim=True) if s.numel() else s
+        floor = torch.finfo(s.dtype).eps * max(self.matrices.shape[-2:], default=1) * largest
+        gain = torch.where(s > floor, s / (s.square() + damping * largest.square()), 0.0).unsqueeze(-1)
+        return Factor(lambda r: vt.mT @ (gain * (u.mT @ r)), "recorded weights", damping)
+
+
+class Gate(LinearMap):
+    """``z = s * a``, s a factor of its own for each sample, as recorded; damping is relative to its largest entry squared."""
+
+    def __init__(self, scale: Tensor) -> None:
+        self.scale = scale.detach()
+
+    def apply(self, *a: Tensor) -> Tensor:
+        return a[0] * self.scale
+
+    def adjoint(self, z: Tensor) -> Tensor:
+        return z * self.scale
+
+    def factor(self, damping: float = 0.0, solver: str = "fft") -> Factor:
+        square = self.scale.square()
+        dims = tuple(range(1, square.dim()))
+        largest = square.amax(dims, keepdim=True) if square.numel() else square
+        kept = square > torch.finfo(square.dtype).eps ** 2 * largest
+        bottom = (square + damping * largest).clamp_min(torch.finfo(square.dtype).tiny)
+        return Factor(lambda r: r * torch.where(kept, self.scale / bottom, 0.0), "recorded factor", damping)
 
 
 class Diagonal(LinearMap):

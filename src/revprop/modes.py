@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,10 +60,13 @@ class NearestPreimage(Mode):
     Args:
         damping: mu relative to the largest singular value squared of each learned map.
         solver: "fft" | "exact", for convolutions.
+        attention: what moves in an attention: its "values", by the recorded weights, or "all": queries and keys, too, by
+            Gauss-Newton.
     """
 
     damping: float = 0.01
     solver: str = "fft"
+    attention: str = "values"
 
     def prepare(self, fact: Fact) -> Factor | None:
         return fact.map.factor(self.damping, self.solver) if isinstance(fact, Linear) else None
@@ -77,7 +80,8 @@ class NearestPreimage(Mode):
         if isinstance(fact, Selection):
             return (fact.windows.nearest(inputs[0], output + change),)
         if isinstance(fact, Nonlinear):
-            return _nearest_inputs(fact, inputs, output, change)
+            given = None if self.attention == "all" else fact.linear
+            return _nearest_inputs(replace(fact, linear=given), inputs, output, change, self.damping)
         return (_nearest(fact, inputs[0], output, change),)
 
     def join(self, changes: Sequence[Tensor], shares: Sequence[Tensor | None] = ()) -> Tensor:
@@ -104,7 +108,7 @@ class PaperReconstruction(Mode):
             assert state is not None
             return _as_tuple(state.solve(change))
         if isinstance(fact, Nonlinear):  # the paper has none of these
-            return _nearest_inputs(fact, inputs, output, change)
+            return _nearest_inputs(fact, inputs, output, change, 0.01)
         assert isinstance(fact, Pointwise)
         inverse = fact.inverse if fact.inverse is not None else lambda value: fact.preimage(value, inputs[0])
         low, high = _limits(fact, self.margin) if fact.inverse is None else (-math.inf, math.inf)
@@ -146,10 +150,15 @@ def _nearest(fact: Pointwise, z: Tensor, a: Tensor, change: Tensor) -> Tensor:
 
 
 def _nearest_inputs(
-    fact: Nonlinear, values: Sequence[Tensor], output: Tensor, change: Tensor
+    fact: Nonlinear, values: Sequence[Tensor], output: Tensor, change: Tensor, damping: float
 ) -> tuple[Tensor | None, ...]:
+    count = len(fact.layout.moving)
     if not bool(change.any()):
-        return tuple(torch.zeros_like(value) for value in values[: len(fact.layout.moving)])
+        return tuple(torch.zeros_like(value) for value in values[:count])
+    if fact.linear is not None:
+        which, given = fact.linear(*values)
+        (correction,) = _as_tuple(given.factor(damping).solve(change))
+        return tuple(correction if i == which else None for i in range(count))
     if fact.preimage is None:
         return search(fact.function, fact.layout, values, output, change)
     found = fact.preimage(output + change, *values)

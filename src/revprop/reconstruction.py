@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,7 +17,9 @@ from revprop.errors import near_matches, require_finite
 from revprop.graph import Example, Graph
 from revprop.linear_map import Factor
 from revprop.modes import Mode, NearestPreimage, PaperReconstruction
+from revprop.refine import refine as refine_walk
 from revprop.reverse import as_graph, factors_behind, walk
+from revprop.samples import Samples
 
 __all__ = ["Certificate", "MapCertificate", "Reconstruction", "Settings", "reconstruct"]
 
@@ -45,6 +47,8 @@ class Settings:
     solver: str = "fft"
     margin: float = 0.0
     tolerance: float = 0.05
+    blocks: tuple[str, ...] = ()
+    refine: int = 0
 
     def __post_init__(self) -> None:
         for value, known, what in (
@@ -55,6 +59,12 @@ class Settings:
         ):
             if value not in known:
                 raise ValueError(near_matches(str(value), known, what))
+        object.__setattr__(self, "blocks", (self.blocks,) if isinstance(self.blocks, str) else tuple(self.blocks))
+        if self.refine < 0:
+            raise ValueError(f"refine: expected a number of sweeps >= 0; given {self.refine}")
+        for option, given in (("blocks", self.blocks), ("refine", self.refine)):
+            if given and self.strategy != "greedy":
+                raise ValueError(f'{option} is an option of the greedy walk: pass strategy="greedy" with it')
         if not self.tolerance > 0:
             raise ValueError(f"tolerance: expected a number > 0; given {self.tolerance}")
         if not math.isfinite(self.margin):
@@ -90,6 +100,7 @@ class Reconstruction(Mapping[str, Tensor]):
     goal: global_solve.Goal = field(repr=False)
     _held: dict[str, tuple[Tensor, ...]] = field(repr=False)
     _steps: dict[str, Tensor] = field(repr=False)
+    _walked: dict[str, Tensor] = field(repr=False)
 
     def __getitem__(self, layer: str) -> Tensor:
         if layer not in self.features:
@@ -125,18 +136,17 @@ class _Certificates(Mapping[str, Certificate]):
 
     def __getitem__(self, layer: str) -> Certificate:
         rec = self._of
-        features = rec[layer]
-        suffix, _ = rec.graph.behind(layer)
+        walked = rec._walked.get(layer)
+        before = None if walked is None else self._certify(layer, walked, None, None)
+        return self._certify(layer, rec[layer], rec._steps.get(layer), before)
+
+    def _certify(self, layer: str, features: Tensor, steps: Tensor | None, before: Certificate | None) -> Certificate:
+        rec = self._of
         with torch.no_grad():
-            outputs = suffix(features, *rec._held[layer])[0]
+            outputs = _suffix(rec.graph, layer)(features, *rec._held[layer])
         goal, settings = rec.goal, rec.settings
         if goal.labels is not None:
-            slack = (
-                1e-4 * outputs.abs().flatten(1).amax(1).clamp_min(1.0)
-                if outputs.numel()
-                else outputs.new_zeros(len(outputs))
-            )
-            reached = shortfall(outputs, goal.labels, 0.0) <= slack
+            reached = shortfall(outputs, goal.labels, 0.0) <= _slack(outputs)
             wanted = (
                 embed_labels(outputs, goal.labels, "nearest", goal.margin)
                 if settings.embedding == "nearest"
@@ -149,12 +159,13 @@ class _Certificates(Mapping[str, Certificate]):
         return Certificate(
             _distance(outputs, wanted),
             reached,
-            rec.deviation[layer],
+            _relative(features, rec.recorded[layer]),
             settings.strategy,
             settings.solver if greedy else "dual active set",
             (0.0 if settings.rules == "paper" else settings.damping) if greedy else global_solve.Options().ridge,
-            rec._steps.get(layer),
+            steps,
             _maps(rec.graph, settings, rec.graph.node(layer)) if greedy else (),
+            before,
         )
 
 
@@ -172,6 +183,8 @@ def reconstruct(
     solver: Literal["fft", "exact"] = "fft",
     margin: float = 0.0,
     tolerance: float = 0.05,
+    blocks: str | Sequence[str] = (),
+    refine: int = 0,
     batch_size: int = 256,
 ) -> Reconstruction:
     """The features that layers should have had for the wanted output.
@@ -191,6 +204,9 @@ def reconstruct(
         solver: greedy, convolutions: fft (the published approximation) | exact.
         margin: by how many logits a label is to win (nearest and maximum embedding).
         tolerance: global: how tight the constraint is met and how settled the point has to be, relative.
+        blocks: greedy: layers whose inside is reversed as one map, by Gauss-Newton, from where they fan out to where they merge.
+        refine: greedy: at most so many sweeps that run the network on the features reached and walk back what is still missing;
+            0 for the one walk. The certificate's ``before`` is that of the one walk.
         batch_size: samples worked on at once; results do not depend on it.
 
     Returns:
@@ -207,7 +223,7 @@ def reconstruct(
     >>> rec["1"].shape, bool(rec.certificates["1"].reached.all())
     (torch.Size([5, 8]), True)
     """
-    settings = Settings(embedding, rules, strategy, damping, solver, margin, tolerance)
+    settings = Settings(embedding, rules, strategy, damping, solver, margin, tolerance, tuple(_names(blocks)), refine)
     graph = as_graph(model, x)
     if (labels is None) == (target is None):
         raise ValueError("give either labels=<class indices> or target=<wanted output>")
@@ -221,7 +237,7 @@ def reconstruct(
     if labels is not None:
         check_labels(torch.empty(n, *graph.shape(graph.output), device="meta"), labels)
     if settings.strategy == "greedy":
-        factors_behind(graph, settings.mode(), nodes.values())  # refuses before any computation
+        factors_behind(graph, settings.mode(), nodes.values(), settings.blocks)  # refuses before any computation
     if batch_size < 1:
         raise ValueError(f"batch_size: expected a number of samples >= 1; given {batch_size}")
     starts = range(0, n, batch_size) if n else [0]
@@ -264,21 +280,35 @@ def _reconstruct_batch(
         require_finite(target, "target")
         wanted = target.to(output)
         goal = search = global_solve.Goal(target=wanted)
-    held = {layer: tuple(recorded[n] for n in by_pass[layer]) for layer in nodes}
-    features, steps = {}, {}
+    held = {layer: tuple(_apart(n, recorded[n], len(output)) for n in by_pass[layer]) for layer in nodes}
+    features, walked, steps = {}, {}, {}
     if greedy:
-        changes = walk(graph, settings.mode(), recorded, wanted - output, tuple(nodes.values()))
+        changes = walk(graph, settings.mode(), recorded, wanted - output, tuple(nodes.values()), settings.blocks)
         features = {layer: recorded[node] + changes[node] for layer, node in nodes.items()}
+        if settings.refine:
+            walked, left, mode = dict(features), _Left(search, output), settings.mode()
+            everyone = torch.arange(len(output), device=output.device)
+            for layer, node in nodes.items():
+                if node is graph.output:
+                    steps[layer] = torch.zeros_like(everyone)
+                    continue
+                found, steps[layer] = refine_walk(
+                    graph, mode, node, recorded, left.change, left.miss, settings.refine, settings.blocks
+                )
+                # where sweeps do not get there and the one walk gets nearer, that is kept
+                suffix = _suffix(graph, layer)
+                with torch.no_grad():
+                    miss, old = (left.miss(suffix(a, *held[layer]), everyone) for a in (found, walked[layer]))
+                one = ((miss > 0) & (old < miss)).view(-1, *[1] * (found.dim() - 1))
+                features[layer] = torch.where(one, walked[layer], found)
     else:
         options = global_solve.Options(tolerance=settings.tolerance)
         for layer, node in nodes.items():
             if node is graph.output:
                 features[layer], steps[layer] = wanted, torch.zeros(len(wanted), dtype=torch.long, device=wanted.device)
                 continue
-            suffix = graph.behind(layer)[0]
-            solution = global_solve.solve(
-                lambda a, *h, run=suffix: run(a, *h)[0], recorded[node].detach(), held[layer], output, search, options
-            )
+            suffix = _suffix(graph, layer)
+            solution = global_solve.solve(suffix, recorded[node].detach(), held[layer], output, search, options)
             features[layer], steps[layer] = solution.features, solution.steps
     return Reconstruction(
         graph,
@@ -290,6 +320,52 @@ def _reconstruct_batch(
         goal,
         held,
         steps,
+        walked,
+    )
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What is left to be reversed at outputs on the way, for :func:`revprop.refine.refine`."""
+
+    goal: global_solve.Goal
+    output: Tensor
+
+    def change(self, outputs: Tensor, index: Tensor) -> Tensor:
+        goal = self.goal.at(index)
+        if goal.labels is not None:
+            return embed_labels(outputs, goal.labels, "nearest", goal.margin) - outputs
+        assert goal.target is not None
+        return goal.target - outputs
+
+    def miss(self, outputs: Tensor, index: Tensor) -> Tensor:
+        goal = self.goal.at(index)
+        if goal.labels is not None:
+            return goal.miss(outputs) - 0.5 * _slack(outputs)
+        return goal.miss(outputs) - 5e-4 * goal.miss(self.output[index])
+
+
+def _suffix(graph: Graph, layer: str) -> Callable[..., Tensor]:
+    """The network behind a layer as a function of its features and of what by-passes it, samples first in all of them."""
+    segment, by_pass = graph.behind(layer)
+    places = [Samples.of(node.meta["val"]) for node in by_pass]
+
+    def run(features: Tensor, *held: Tensor) -> Tensor:
+        values = [part[0] if place is None else place.together(part) for place, part in zip(places, held, strict=True)]
+        return segment(features, *values)[0]
+
+    return run
+
+
+def _apart(node: fx.Node, value: Tensor, n: int) -> Tensor:
+    place = Samples.of(node.meta["val"])
+    return value.expand(n, *value.shape) if place is None else place.apart(value)
+
+
+def _slack(outputs: Tensor) -> Tensor:
+    """(n,) by how much a label may miss and still tie, in the arithmetic at hand."""
+    return (
+        1e-4 * outputs.abs().flatten(1).amax(1).clamp_min(1.0) if outputs.numel() else outputs.new_zeros(len(outputs))
     )
 
 
@@ -313,14 +389,19 @@ def _join(parts: list[Reconstruction]) -> Reconstruction:
         goal,
         {k: tuple(join([p._held[k][i] for p in parts]) for i in range(len(first._held[k]))) for k in first._held},
         {k: join([p._steps[k] for p in parts]) for k in first._steps},
+        {k: join([p._walked[k] for p in parts]) for k in first._walked},
     )
+
+
+def _names(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
 
 
 def _nodes(graph: Graph, to: str | Sequence[str] | None) -> dict[str, fx.Node]:
     """The nodes of the layers asked for; None asks for all whose values can move (token indices cannot)."""
     if to is None:
         return {layer: node for layer in graph.layers if (node := graph.node(layer)).meta["val"].is_floating_point()}
-    nodes = {layer: graph.node(layer) for layer in ([to] if isinstance(to, str) else to)}
+    nodes = {layer: graph.node(layer) for layer in _names(to)}
     for layer, node in nodes.items():
         if not node.meta["val"].is_floating_point():
             raise ValueError(
@@ -341,18 +422,13 @@ def _check_target(graph: Graph, target: Tensor, n: int) -> None:
 
 def _maps(graph: Graph, settings: Settings, node: fx.Node) -> tuple[MapCertificate, ...]:
     found = []
-    for step in factors_behind(graph, settings.mode(), [node]):
-        if isinstance(step.state, Factor) and step.state.solver != "closed form":
-            found.append(
-                MapCertificate(
-                    str(step.node.target).removeprefix("aten."),
-                    graph.path(step.node),
-                    step.state.solver,
-                    step.state.damping,
-                    step.state.rank,
-                    step.state.size,
-                )
-            )
+    for step in factors_behind(graph, settings.mode(), [node], settings.blocks):
+        if step.searched:
+            found.append(MapCertificate(step.name, graph.path(step.node), "Gauss-Newton", 0.0, None, None))
+        elif isinstance(step.state, Factor) and step.state.solver != "closed form":
+            state = step.state
+            place = graph.path(step.node)
+            found.append(MapCertificate(step.name, place, state.solver, state.damping, state.rank, state.size))
     return tuple(found[::-1])
 
 

@@ -25,6 +25,7 @@ class Step:
 
     Attributes:
         inputs: what moves. held: the other values that its facts are about. node: whose value it gives.
+        name: the operator, or "block".
     """
 
     node: fx.Node
@@ -32,6 +33,12 @@ class Step:
     held: tuple[fx.Node, ...]
     fact: Fact
     state: Factor | None
+    name: str
+
+    @property
+    def searched(self) -> bool:
+        """Whether its preimage is searched, for want of a closed form."""
+        return isinstance(self.fact, Nonlinear) and self.fact.preimage is None
 
 
 @dataclass(frozen=True)
@@ -152,8 +159,9 @@ def factors_behind(graph: Graph, mode: Mode, nodes: Iterable[fx.Node], blocks: S
         if node in fresh:
             weights, call, fact = fresh[node]
             kept = [weight.clone() for weight in weights]
+            name = "block" if call.within else _name(graph, node)[0]
             inputs = tuple(dict.fromkeys(call.inputs)) if isinstance(fact, Nonlinear) else call.inputs
-            cache[keys[node]] = (kept, Step(node, inputs, call.held, fact, mode.prepare(fact)))
+            cache[keys[node]] = (kept, Step(node, inputs, call.held, fact, mode.prepare(fact), name))
         steps.append(cache[keys[node]][1])
     return steps
 
@@ -217,16 +225,31 @@ def _blocks(
     graph: Graph, targets: set[fx.Node], moving: set[fx.Node], names: Sequence[str]
 ) -> tuple[dict[fx.Node, Call], set[fx.Node]]:
     """The last node of each block -> the block as one call, and all nodes of blocks."""
-    front = graph.ancestors(targets)
     wholes: dict[fx.Node, Call] = {}
     within: set[fx.Node] = set()
     members = [(graph.node(name), graph.inside(name)) for name in names]
     for last, inside in sorted(members, key=lambda member: -len(member[1])):  # of nested ones the outer
-        region = frozenset(n for n in inside if n in moving and n not in front)
+        while last in inside and last not in targets and _alone(graph, last, moving):
+            last = next(a for a in _arguments(last) if a in moving)
+        front = graph.ancestors(n for n in targets if n in inside and n is not last)
+        behind = graph.ancestors([last])
+        region = frozenset(n for n in inside if n in moving and n in behind and n not in front)
         if last in region and not region & within:
             wholes[last] = whole(graph, last, region, moving)
             within |= region
     return wholes, within
+
+
+def _alone(graph: Graph, node: fx.Node, moving: set[fx.Node]) -> bool:
+    """Whether an operator has one input that moves and a closed form: no need to search through it."""
+    call = bind(graph, node, moving)
+    if len(call.inputs) != 1:
+        return False
+    try:
+        closed(call)
+    except Refusal:
+        return False
+    return True
 
 
 def _operators(graph: Graph) -> list[fx.Node]:

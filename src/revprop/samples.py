@@ -55,6 +55,18 @@ class Samples:
             else value.new_zeros(self.count(value), value.numel() // max(self.count(value), 1))
         )
 
+    def apart(self, value: Tensor) -> Tensor:
+        """(n, times, ...): the samples first."""
+        return value.movedim(self.axis, 0).unflatten(0, (self.count(value), self.times))
+
+    def together(self, apart: Tensor) -> Tensor:
+        """What :meth:`apart` took apart."""
+        return apart.flatten(0, 1).movedim(0, self.axis)
+
+    def take(self, value: Tensor, index: Tensor) -> Tensor:
+        """Some of the samples."""
+        return self.together(self.apart(value)[index])
+
     def values(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
         """A value of the given shape (its samples as many as there are rows) from its rows."""
         moved = [shape[self.axis], *shape[: self.axis], *shape[self.axis + 1 :]]

@@ -159,22 +159,24 @@ class Concatenate(LinearMap):
     Args:
         dim: the dimension, negative.
         spans: for each input the (start, length) it fills.
-        total: the size of the output along ``dim``.
+        total: the size of the output along ``dim``. new: whether the inputs have no such dimension yet (stacking).
     """
 
-    def __init__(self, dim: int, spans: Sequence[tuple[int, int]], total: int) -> None:
-        self.dim, self.spans, self.total = dim, tuple(spans), total
+    def __init__(self, dim: int, spans: Sequence[tuple[int, int]], total: int, new: bool = False) -> None:
+        self.dim, self.spans, self.total, self.new = dim, tuple(spans), total, new
 
     def apply(self, *a: Tensor) -> Tensor:
-        shape = list(a[0].shape)
+        parts = [part.unsqueeze(self.dim) if self.new else part for part in a]
+        shape = list(parts[0].shape)
         shape[self.dim] = self.total
         z = a[0].new_zeros(shape)
-        for part, (start, length) in zip(a, self.spans, strict=True):
+        for part, (start, length) in zip(parts, self.spans, strict=True):
             z.narrow(self.dim, start, length).copy_(part)
         return z
 
     def adjoint(self, z: Tensor) -> tuple[Tensor, ...]:
-        return tuple(z.narrow(self.dim, start, length) for start, length in self.spans)
+        parts = (z.narrow(self.dim, start, length) for start, length in self.spans)
+        return tuple(part.squeeze(self.dim) if self.new else part for part in parts)
 
     def reads(self, outputs: Tensor | None, like: Tensor) -> tuple[Tensor | None, ...]:
         return self.adjoint(outputs) if outputs is not None else ()

@@ -1,6 +1,6 @@
 """Facts about operators: one file per family, all registered in one place."""
 
-from revprop.rules import activation, conv, linear, merge, norm, pool, shape
+from revprop.rules import activation, conv, linear, merge, norm, pool, product, shape
 from revprop.rules.registry import (
     Call,
     Fact,
@@ -35,6 +35,7 @@ __all__ = [
     "merge",
     "norm",
     "pool",
+    "product",
     "registered",
     "rule",
     "searched",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import fx
 
 from revprop.linear_map import Dense, Separable
+from revprop.rules.product import weighted
 from revprop.rules.registry import Call, Fact, Linear, Refusal, rule
 
 aten = torch.ops.aten
@@ -30,10 +32,10 @@ def addmm(call: Call) -> Fact:
 
 @rule(aten.mm.default, aten.matmul.default)
 def matmul(call: Call) -> Fact:
-    """A product with a constant matrix on either side; a product of two activations is no linear map."""
+    """A product with a constant matrix on either side is a linear map; one of two activations is not."""
     left, right = ("input", "mat2") if "mat2" in call.arguments else ("input", "other")
-    if call.is_activation(call[left]) and call.is_activation(call[right]):
-        raise Refusal('a matrix product of two activations; use strategy="global"')
+    if isinstance(call[left], fx.Node) and isinstance(call[right], fx.Node):
+        return weighted(call, call[left], call[right])
     if call.is_activation(call[left]):
         matrix = call.constant(right)
         if matrix is None or matrix.dim() != 2 or len(call.shape_of(left)) < 1:

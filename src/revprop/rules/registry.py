@@ -88,11 +88,14 @@ class Nonlinear:
         preimage: (wanted output, *the same values) -> for each activation that moves the value nearest to the one given with
             ``f = wanted`` (where none gives it: for the attainable output that the rule says), or None for one that is to
             stay as it is. Without one, modes search by Gauss-Newton.
+        linear: the same values -> (which of them, the linear map in it) where the others are as recorded: the values of an
+            attention by its recorded weights.
         layout: where the samples of the values lie (filled in by :func:`describe`).
     """
 
     function: Callable[..., Tensor]
     preimage: Callable[..., tuple[Tensor | None, ...]] | None = None
+    linear: Callable[..., tuple[int, LinearMap]] | None = None
     layout: Layout = Layout()
 
 
@@ -168,6 +171,11 @@ class Call:
     def shape_of(self, name: str = "input") -> tuple[int, ...]:
         """An activation argument's shape behind the batch dimension."""
         return self.graph.shape(self[name])
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether the batch is the first dimension of the output and of everything that moves."""
+        return all(_batch_first(node.meta["val"]) for node in (self.node, *self.inputs))
 
     def is_activation(self, value: Any) -> bool:
         """Whether an argument is an activation that moves."""
@@ -267,7 +275,7 @@ def closed(call: Call) -> Fact:
     function = _RULES.get(call.operator)
     if function is None:
         raise Refusal('no rule yet; use strategy="global", or register one (see "Write your own rule" in the docs)')
-    if call.operator not in _ANYWHERE and not all(_batch_first(n.meta["val"]) for n in (call.node, *call.inputs)):
+    if call.operator not in _ANYWHERE and not call.batch_first:
         raise Refusal('it mixes samples, or the batch is not the first dimension here; use strategy="global"')
     fact = function(call)
     return replace(fact, layout=call.layout) if isinstance(fact, Nonlinear) else fact

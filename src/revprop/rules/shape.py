@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from revprop.rules.registry import Call, Fact, Linear, Refusal, rule
+from revprop.samples import Samples
 from revprop.structural_map import Copy
 
 aten = torch.ops.aten
@@ -29,17 +30,23 @@ def dropout(call: Call) -> Fact:
     )
 
 
-@rule(aten.view.default, aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default)
+@rule(
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    anywhere=True,
+)
 def reshape(call: Call) -> Fact:
-    node = call.only()
-    before, after = call.graph.shape(node), call.shape
-
-    def to(x: Tensor, source: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
-        # the first dimension may be the batch times another one, so it is computed, for empty batches, too
-        first = x.shape[0] * math.prod(source) // max(math.prod(shape), 1)
-        return x.reshape(first, *shape)
-
-    return Linear(Copy(lambda a: to(a, before, after), lambda z: to(z, after, before)))
+    before, after = call.only().meta["val"], call.node.meta["val"]
+    ours, theirs = _samples(call.only()), _samples(call.node)
+    return Linear(
+        Copy(
+            lambda a: a.reshape(theirs.shape(after, ours.count(a))),
+            lambda z: z.reshape(ours.shape(before, theirs.count(z))),
+        )
+    )
 
 
 @rule(aten.permute.default, aten.transpose.int, aten.t.default, anywhere=True)
@@ -72,50 +79,73 @@ def permute(call: Call) -> Fact:
     aten.pixel_unshuffle.default,
     aten.channel_shuffle.default,
     aten.index_select.default,
+    aten.index.Tensor,
+    aten.tile.default,
+    aten.unfold.default,
+    aten.im2col.default,
+    aten.diagonal.default,
+    anywhere=True,
 )
 def copy(call: Call) -> Fact:
     """Any operator whose outputs are copies of inputs or constants: the adjoint by autograd, the copies by counting."""
     node = call.only()
-    _keep_batch(call)
-    before = node.meta["val"].shape
+    if call.held:
+        raise Refusal("it chooses by values that depend on the input")
+    before, ours, theirs = node.meta["val"], _samples(node), _samples(call.node)
     replaced = {"value": 0.0} if call.arguments.get("value") else {}  # a padding constant is no part of the linear map
-    schema = call.node.target._schema.arguments  # type: ignore[union-attr]
+    schema = call.operator._schema.arguments
 
     def forward(a: Tensor) -> Tensor:
-        batch = _batch(before[0], a.shape[0])
+        n = ours.count(a)
         given = {s.name: replaced.get(s.name, call.arguments["input" if s.name == "self" else s.name]) for s in schema}
-        given = {
-            name: a if v is node else fx.map_arg(v, lambda s: _at(s.meta["val"], batch)) for name, v in given.items()
-        }
-        out = call.node.target(
-            *(given[s.name] for s in schema if not s.kwarg_only),  # type: ignore[operator]
+        given = {name: a if v is node else fx.map_arg(v, lambda s: _at(s.meta["val"], n)) for name, v in given.items()}
+        out = call.operator(
+            *(given[s.name] for s in schema if not s.kwarg_only),
             **{s.name: given[s.name] for s in schema if s.kwarg_only},
         )
         assert isinstance(out, Tensor)
         return out
 
     def backward(z: Tensor) -> Tensor:
-        first = _at(before[0], _batch(call.node.meta["val"].shape[0], z.shape[0]))
-        if first == 0:  # autograd refuses empty batches for some operators
-            return z.new_zeros(first, *before[1:])
+        shape = ours.shape(before, theirs.count(z))
+        if 0 in shape:  # autograd refuses empty batches for some operators
+            return z.new_zeros(shape)
         with torch.enable_grad():
-            a = z.new_zeros(first, *before[1:]).requires_grad_()
+            a = z.new_zeros(shape).requires_grad_()
             return torch.autograd.grad(forward(a), a, z)[0]
 
-    counts = backward(call.like(torch.ones(_at(call.node.meta["val"].shape[0], 1), *call.shape)))
-    return Linear(Copy(forward, backward, counts[:1]))
+    _keep_samples(call, forward, ours, theirs)
+    counts = backward(call.like(torch.ones(theirs.shape(call.node.meta["val"], 1))))
+    if ours.times > 1:  # the same for all samples, so for all that lies along their dimension, or not to be told
+        if not bool((counts == counts.narrow(ours.axis, 0, 1)).all()):
+            raise Refusal("it copies some of what is merged with the batch more often")
+        counts = counts.narrow(ours.axis, 0, 1)
+    return Linear(Copy(forward, backward, counts))
 
 
-def _keep_batch(call: Call) -> None:
-    """Refuses a copy that mixes or drops samples: each one is reversed on its own."""
-    before, after = call["input"].meta["val"].shape, call.node.meta["val"].shape
-    moved = call.node.target in (aten.flip.default, aten.roll.default) and (
-        not call["dims"] or any(d % len(before) == 0 for d in call["dims"])
-    )
-    # sizes are compared as expressions: the batch size of the example means nothing
-    if str(after[0]) != str(before[0]) or moved:
+def _samples(node: fx.Node) -> Samples:
+    found = Samples.of(node.meta["val"])
+    if found is None:
         raise Refusal(
             'it selects or moves along the batch dimension; keep samples independent, or use strategy="global"'
+        )
+    return found
+
+
+def _keep_samples(call: Call, forward: Callable[[Tensor], Tensor], ours: Samples, theirs: Samples) -> None:
+    """Refuses a copy that mixes, moves or drops samples (each one is reversed on its own): copies the numbers of samples."""
+    value, n = call.only().meta["val"], 3
+    numbers = call.like(torch.arange(n)).repeat_interleave(ours.times)
+    shape = ours.shape(value, n)
+    given = numbers.view([-1 if i == ours.axis else 1 for i in range(len(shape))]).expand(shape).contiguous()
+    copied, shifted = forward(given), forward(given + n)
+    told = copied.movedim(theirs.axis, 0)
+    right = call.like(torch.arange(n)).repeat_interleave(theirs.times)
+    constant = (copied == shifted).movedim(theirs.axis, 0)
+    if len(told) != len(right) or not bool((constant | (told == right.view(-1, *[1] * (told.dim() - 1)))).all()):
+        raise Refusal(
+            'it selects or moves along the batch dimension; keep samples independent, or use strategy="global"',
+            final=True,
         )
 
 
@@ -125,8 +155,3 @@ def _at(size: Any, batch: int) -> int:
         expression = size.node.expr
         return int(expression.subs({symbol: batch for symbol in expression.free_symbols}))
     return int(size)
-
-
-def _batch(size: Any, actual: int) -> int:
-    """The number of samples, from the actual first dimension and its traced size."""
-    return actual // max(_at(size, 1), 1)
