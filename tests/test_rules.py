@@ -458,6 +458,14 @@ def test_paper_mode_copies_pooled_values_to_their_windows(name: str) -> None:
     torch.testing.assert_close(found, wanted.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
+@pytest.mark.parametrize("name", ["adaptive_avg_pool1d.default-uneven", "adaptive_max_pool1d.default-overlapping"])
+def test_paper_mode_takes_the_mean_of_overlapping_adaptive_windows(name: str) -> None:
+    (x,), wanted = by_name(name).inputs(2), torch.randn(2, 2, 3, dtype=torch.float64)
+    (found,) = reverse(traced(by_name(name)), PaperReconstruction(), (x,), wanted)
+    middle = (wanted[..., 1:] + wanted[..., :-1]) / 2  # windows 0:2, 1:3 and 2:4
+    torch.testing.assert_close(found, torch.cat([wanted[..., :1], middle, wanted[..., -1:]], -1))
+
+
 def test_paper_mode_takes_the_mean_of_overlapping_windows_and_keeps_what_no_window_sees() -> None:
     (x,) = by_name("max_pool1d.default-overlapping").inputs(2)
     wanted = torch.randn(2, 2, 6, dtype=torch.float64)

@@ -21,7 +21,7 @@ __all__ = ["gated", "inverse_from", "valley"]
 
 aten = torch.ops.aten
 REACH = 44.0  # 4 before that a gate is 0 or 1 in double precision: exp(-40) < 2^-53
-NODES = 4096  # of a table: so many that two steps of Newton's method end at machine precision
+NODES = 2**14  # of a table: right in single precision, in double after one step of Newton's method
 
 
 def valley(
@@ -57,8 +57,7 @@ def gated(function: Callable[[Tensor], Tensor]) -> Pointwise:
     recorded output by less than that, the recorded preimage is kept.
     """
     at = _minimiser(function)
-    bottom = function(at)
-    depth, smallest = float(bottom), torch.finfo(torch.float64).eps
+    turn, depth, smallest = float(at), float(function(at)), torch.finfo(torch.float64).eps
     # the height above the minimum is quadratic there; these are smooth from the minimum to the end of the branch
     left = inverse_from(
         function,
@@ -72,15 +71,16 @@ def gated(function: Callable[[Tensor], Tensor]) -> Pointwise:
         (at, at + REACH),
         height=lambda value: (value - depth).sqrt(),
         level=lambda height: depth + height.square(),
-        top=math.sqrt(REACH + float(at) - depth),
+        top=math.sqrt(REACH + turn - depth),
     )
 
     def falling(value: Tensor, recorded: Tensor) -> Tensor:
-        eps, found = torch.finfo(value.dtype).eps, torch.full_like(value, -math.inf)
-        negative = value < 0
-        found[negative] = left(value[negative].clamp(depth, -eps))
-        kept = (recorded < at) & ((value - function(recorded)).abs() <= eps)
-        return torch.where(kept, recorded, found)
+        eps, flat = torch.finfo(value.dtype).eps, value.flatten()
+        negative = (flat < 0).nonzero().squeeze(1)
+        found = torch.full_like(flat, -math.inf)
+        found.index_copy_(0, negative, left(flat.index_select(0, negative).clamp_(depth, -eps)))
+        kept = (recorded < turn) & ((value - function(recorded)).abs() <= eps)
+        return torch.where(kept, recorded, found.view(value.shape))
 
     def rising(value: Tensor) -> Tensor:
         return torch.where(value > REACH - 4, value, right(value.clamp(depth, REACH - 4)))
@@ -95,7 +95,7 @@ def inverse_from(
     level: Callable[[Tensor], Tensor],
     top: float,
 ) -> Callable[[Tensor], Tensor]:
-    """The inverse of one branch to the last digits: a table and Newton's method from it.
+    """The inverse of one branch to the last digits: a table and, in double precision, a step of Newton's method from it.
 
     Args:
         branch: its ends, where its value is smallest and where it is largest, in double precision.
@@ -118,8 +118,8 @@ def inverse_from(
         share = height(value) * ((NODES - 1) / top)
         cell = share.floor().clamp(0, NODES - 2)
         start = cell.long()
-        found = torch.lerp(place[start], place[start + 1], share - cell)
-        for _ in range(2 if value.dtype == torch.float64 else 1):
+        found = torch.lerp(place.take(start), place.take(start + 1), share - cell)
+        if value.dtype == torch.float64:
             output, slope = _with_slope(function, found)
             step = torch.where(slope == 0, 0.0, (output - value) / slope)
             near = (found - first).abs() / 16  # the table is nearer than that; at the ends the slope is rounding
