@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 aten = torch.ops.aten
@@ -26,6 +27,7 @@ class Case:
         kind: what the operator is.
         low, high: a pointwise operator's range; open_low, open_high: whether the end is approached only.
         alone: whether it is traced as this one operator.
+        domain: from all numbers to those that the operator takes.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Case:
     open_low: bool = False
     open_high: bool = False
     alone: bool = True
+    domain: Callable[[Tensor], Tensor] = torch.clone
 
     def module(self, dtype: torch.dtype = torch.float64) -> nn.Module:
         """The network, in eval mode."""
@@ -48,7 +51,8 @@ class Case:
         """A batch of n samples for each activation."""
         generator = torch.Generator().manual_seed(seed)
         return tuple(
-            torch.randn(n, *shape, generator=generator, dtype=torch.float64).to(dtype) * 1.5 for shape in self.shapes
+            self.domain(torch.randn(n, *shape, generator=generator, dtype=torch.float64).to(dtype) * 1.5)
+            for shape in self.shapes
         )
 
 
@@ -122,6 +126,8 @@ def pointwise(
     ends: str = "()",
     weights: tuple[Tensor, ...] = (),
     shape: tuple[int, ...] = (3, 4),
+    domain: Callable[[Tensor], Tensor] = torch.clone,
+    alone: bool = True,
 ) -> None:
     """``ends``: "(" or ")" where the end of the range is approached only, "[" or "]" where it is taken."""
     CASES.append(
@@ -136,12 +142,25 @@ def pointwise(
             high,
             ends[0] == "(",
             ends[1] == ")",
+            alone,
+            domain,
         )
     )
 
 
 def selection(operator: Any, name: str, forward: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
     CASES.append(Case(_name(operator, name), operator, forward, (shape,), kind="selection"))
+
+
+def nonlinear(
+    operator: Any,
+    name: str,
+    forward: Callable[..., Tensor],
+    *shapes: tuple[int, ...],
+    weights: tuple[Tensor, ...] = (),
+    alone: bool = True,
+) -> None:
+    CASES.append(Case(_name(operator, name), operator, forward, shapes, weights, "nonlinear", alone=alone))
 
 
 def _name(operator: Any, name: str) -> str:
@@ -181,6 +200,56 @@ pointwise(
     aten.prelu.default, "image", F.prelu, weights=(torch.tensor([0.2, 2.0], dtype=torch.float64),), shape=(2, 3, 3)
 )
 pointwise(aten.sin.default, "", torch.sin, -1.0, 1.0, "[]")
+pointwise(aten.cos.default, "", torch.cos, -1.0, 1.0, "[]")
+pointwise(aten.log_sigmoid.default, "", F.logsigmoid, high=0.0)
+pointwise(aten.erf.default, "", torch.erf, -1.0, 1.0)
+pointwise(aten.hardsigmoid.default, "", F.hardsigmoid, 0.0, 1.0, "[]")
+pointwise(aten.threshold.default, "constant below", lambda a: F.threshold(a, 0.1, -2.0), -2.0, ends="[)")
+pointwise(aten.threshold.default, "constant above", lambda a: F.threshold(a, -0.5, 0.25), -0.5)
+pointwise(aten.rrelu.default, "", F.rrelu)
+
+
+def lowest(function: Callable[[Tensor], Tensor]) -> float:
+    """The smallest value of a function whose only minimum lies between -3 and 0."""
+    found = minimize_scalar(
+        lambda z: float(function(torch.tensor(z, dtype=torch.float64))), (-3.0, -1.0, 0.0), tol=1e-12
+    )
+    return float(found.fun)
+
+
+for label, gate in (("", "none"), ("tanh", "tanh")):
+    pointwise(
+        aten.gelu.default,
+        label,
+        lambda a, g=gate: F.gelu(a, approximate=g),
+        lowest(lambda a, g=gate: F.gelu(a, approximate=g)),
+        ends="[)",
+    )
+pointwise(aten.silu.default, "", F.silu, lowest(F.silu), ends="[)")
+pointwise(aten.mish.default, "", F.mish, lowest(F.mish), ends="[)")
+pointwise(aten.hardswish.default, "", lambda a: F.hardswish(2 * a), -0.375, ends="[)", alone=False)
+
+# -- elementary functions --------------------------------------------------------------------------------------------
+
+
+def off_zero(a: Tensor) -> Tensor:
+    return a + torch.copysign(torch.full_like(a, 0.3), a)
+
+
+pointwise(aten.exp.default, "", torch.exp, 0.0)
+pointwise(aten.expm1.default, "", torch.expm1, -1.0)
+pointwise(aten.log.default, "", torch.log, domain=torch.exp)
+pointwise(aten.log1p.default, "", torch.log1p, domain=torch.expm1)
+pointwise(aten.abs.default, "", torch.abs, 0.0, ends="[)")
+pointwise(aten.square.default, "", torch.square, 0.0, ends="[)")
+pointwise(aten.sqrt.default, "", torch.sqrt, 0.0, ends="[)", domain=torch.exp)
+pointwise(aten.rsqrt.default, "", torch.rsqrt, 0.0, domain=torch.exp)
+pointwise(aten.reciprocal.default, "", torch.reciprocal, domain=off_zero)
+pointwise(aten.pow.Tensor_Scalar, "even", lambda a: a**4, 0.0, ends="[)")
+pointwise(aten.pow.Tensor_Scalar, "odd", lambda a: a**3)
+pointwise(aten.pow.Tensor_Scalar, "fraction", lambda a: a**1.5, 0.0, ends="[)", domain=torch.exp)
+pointwise(aten.pow.Tensor_Scalar, "negative", lambda a: a**-2, 0.0, domain=off_zero)
+pointwise(aten.pow.Tensor_Scalar, "constant", lambda a: a**0, 1.0, 1.0, "[]")
 
 # -- dense maps ------------------------------------------------------------------------------------------------------
 
@@ -344,6 +413,53 @@ linear(
     weights=(normal(3), normal(3)),
 )
 
+# -- softmax and normalisation ---------------------------------------------------------------------------------------
+
+nonlinear(aten.softmax.int, "last", lambda a: F.softmax(a, -1), (3, 4))
+nonlinear(aten.softmax.int, "channels", lambda a: F.softmax(a, 1), (3, 2, 2))
+nonlinear(
+    aten.softmax.int, "batch moved", lambda a: F.softmax(a.permute(1, 0, 2), 0).permute(1, 0, 2), (3, 2), alone=False
+)
+nonlinear(aten._softmax.default, "", lambda a: aten._softmax(a, -1, False), (3,))
+nonlinear(aten.special_softmax.default, "", lambda a: torch.special.softmax(a, -1), (3,))
+nonlinear(aten.log_softmax.int, "", lambda a: F.log_softmax(a, 1), (3, 2))
+nonlinear(aten._log_softmax.default, "", lambda a: aten._log_softmax(a, -1, False), (3,))
+nonlinear(aten.special_log_softmax.default, "", lambda a: torch.special.log_softmax(a, -1), (3,))
+nonlinear(
+    aten.layer_norm.default,
+    "affine",
+    lambda a, w, b: F.layer_norm(a, (4,), w, b),
+    (3, 4),
+    weights=(normal(4), normal(4)),
+)
+nonlinear(aten.layer_norm.default, "two dimensions", lambda a: F.layer_norm(a, (3, 2), eps=0.1), (2, 3, 2))
+nonlinear(aten.layer_norm.default, "one entry", lambda a: F.layer_norm(a, (1,)), (3, 1))
+nonlinear(aten.rms_norm.default, "affine", lambda a, w: F.rms_norm(a, (4,), w, 1e-5), (3, 4), weights=(normal(4),))
+nonlinear(aten.rms_norm.default, "without eps", lambda a: F.rms_norm(a, (3,)), (3,))
+nonlinear(
+    aten.group_norm.default,
+    "affine",
+    lambda a, w, b: F.group_norm(a, 2, w, b),
+    (4, 3),
+    weights=(normal(4), normal(4)),
+)
+nonlinear(
+    aten.instance_norm.default,
+    "affine",
+    lambda a, w, b: F.instance_norm(a, None, None, w, b),
+    (2, 2, 3),
+    weights=(torch.tensor([1.5, -0.3], dtype=torch.float64), normal(2)),
+)
+linear(
+    aten.instance_norm.default,
+    "running statistics",
+    lambda a, m, v: F.instance_norm(a, m, v.exp(), use_input_stats=False),
+    (3, 2, 2),
+    weights=(normal(3), normal(3)),
+)
+nonlinear(aten.linalg_vector_norm.default, "kept", lambda a: torch.linalg.vector_norm(a, dim=1, keepdim=True), (3, 2))
+nonlinear(aten.linalg_vector_norm.default, "", lambda a: torch.linalg.vector_norm(a, dim=(-1, 1)), (3, 2, 2))
+
 # -- pooling and up-sampling -----------------------------------------------------------------------------------------
 
 SIZES = ((7,), (4, 6), (4, 2, 4))
@@ -362,6 +478,18 @@ for dims, (max_pool, avg_pool, adaptive_max, adaptive_avg) in enumerate(
     selection(to["max_pool"], "padded", lambda a, f=max_pool: f(a, 3, 2, 1), image)
     selection(to["max_pool"], "with indices", lambda a, f=max_pool: f(a, 2, return_indices=True)[0], even)
     selection(to["max_pool"], "adaptive", lambda a, f=adaptive_max: f(a, 2), even)
+    uneven = getattr(aten, f"adaptive_max_pool{dims}d").default
+    CASES.append(
+        Case(
+            _name(uneven, "overlapping"),
+            uneven,
+            lambda a, f=adaptive_max: f(a, 3),
+            (even,),
+            (),
+            "selection",
+            alone=False,
+        )
+    )
     linear(to["avg_pool"], "overlapping", lambda a, f=avg_pool: f(a, 2, 1), image)
     linear(to["avg_pool"], "padding not counted", lambda a, f=avg_pool: f(a, 3, 2, 1, count_include_pad=False), even)
     linear(to["adaptive_avg_pool"], "uneven", lambda a, f=adaptive_avg: f(a, 3), even)
@@ -411,6 +539,19 @@ linear(
     lambda a: F.interpolate(a, (5, 2), mode="bicubic", align_corners=True),
     (2, 4, 3),
 )
+linear(
+    aten._upsample_bilinear2d_aa.vec,
+    "size",
+    lambda a: F.interpolate(a, (3, 5), mode="bilinear", antialias=True),
+    (2, 5, 4),
+)
+linear(
+    aten._upsample_bicubic2d_aa.vec,
+    "factor",
+    lambda a: F.interpolate(a, scale_factor=(0.5, 1.4), mode="bicubic", antialias=True),
+    (1, 5, 4),
+)
+linear(aten.adaptive_avg_pool2d.default, "area", lambda a: F.interpolate(a, (3, 2), mode="area"), (2, 5, 4))
 linear(aten.mean.dim, "image", lambda a: a.mean((2, 3)), (2, 3, 2))
 linear(aten.mean.dim, "kept", lambda a: a.mean(-2, keepdim=True), (2, 3, 2))
 linear(aten.sum.dim_IntList, "", lambda a: a.sum((1, 3)), (2, 3, 2))
@@ -523,22 +664,19 @@ searched(aten.div.Tensor, "by the batch size", lambda a: a / a.shape[0] * a.shap
 searched(aten.mul.Tensor, "by a constant of the batch size", lambda a: a * torch.ones(a.shape[0], 3), (3,))
 searched(aten.matmul.default, "with a vector", lambda a: a @ torch.ones(3, dtype=a.dtype), (2, 3))
 searched(aten.elu.default, "folding", lambda a: F.elu(a, -1.0), (3,))
+searched(
+    aten.layer_norm.default,
+    "some weights zero",
+    lambda a: F.layer_norm(a, (4,), torch.tensor([1.0, 0.0, -0.5, 0.0], dtype=a.dtype), eps=0.1),
+    (4,),
+)
+searched(aten.linalg_vector_norm.default, "sum", lambda a: torch.linalg.vector_norm(a, 1, dim=1), (3,))
 searched(aten.max_pool2d.default, "without channels", lambda a: F.max_pool2d(a, 2), (4, 4))
 searched(aten.avg_pool1d.default, "without channels", lambda a: F.avg_pool1d(a, 2), (4,))
 
 # -- refused ---------------------------------------------------------------------------------------------------------
 
 REFUSALS = [
-    *(
-        RefusedCall(
-            f"adaptive_max_pool{d}d, uneven",
-            getattr(aten, f"adaptive_max_pool{d}d").default,
-            lambda a, f=pool: f(a, 3),
-            ((1, *[4] * d),),
-            "do not divide the image evenly",
-        )
-        for d, pool in enumerate((F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d), start=1)
-    ),
     RefusedCall(
         "dropout that stays on", aten.native_dropout.default, lambda a: F.dropout(a, 0.5), ((3,),), "drops at random"
     ),
@@ -555,6 +693,17 @@ REFUSALS = [
         lambda a: F.batch_norm(a, None, None, training=True),
         ((3, 2),),
         "statistics",
+    ),
+    RefusedCall(
+        "rrelu that stays random", aten.rrelu.default, lambda a: F.rrelu(a, training=True), ((3,),), "draws its slopes"
+    ),
+    RefusedCall("softmax of the samples", aten.softmax.int, lambda a: F.softmax(a, 0), ((3,),), "mixes samples"),
+    RefusedCall(
+        "norm of the samples",
+        aten.linalg_vector_norm.default,
+        lambda a: a / torch.linalg.vector_norm(a, dim=0, keepdim=True),
+        ((3,),),
+        "of each sample",
     ),
     RefusedCall("roll of the batch", aten.roll.default, lambda a: a.roll(1, 0), ((3,),), "along the batch"),
     RefusedCall("roll of everything", aten.roll.default, lambda a: a.roll(1), ((3,),), "along the batch"),

@@ -132,8 +132,8 @@ def test_cases_are_covered_and_run_as_the_module(case: Case) -> None:
     graph = traced(case)
     assert check(graph).covered
     shape = case.module()(*case.inputs(5)).shape[1:]
-    # torch returns empty batches unshuffled, and does not pool them without channels
-    for n in (1, 5) if "pixel" in case.name or "without" in case.name else (0, 1, 5):
+    # torch returns empty batches unshuffled, and neither pools them without channels nor normalises their instances
+    for n in (1, 5) if any(word in case.name for word in ("pixel", "without", "instance_norm")) else (0, 1, 5):
         inputs = case.inputs(n)
         # squeeze() in a module takes a batch of one away; a traced one does not
         torch.testing.assert_close(graph(inputs), case.module()(*inputs).reshape(n, *shape), rtol=0, atol=0)
@@ -181,7 +181,7 @@ def test_samples_are_reversed_one_by_one_and_a_batch_may_be_empty(case: Case) ->
     for single, batch in zip(reverse(graph, mode, one, module(*(a[1:2] for a in others))), whole, strict=True):
         torch.testing.assert_close(single, batch[1:2], rtol=1e-9, atol=1e-9)
     none = case.inputs(0)
-    if "without channels" in case.name:
+    if "without channels" in case.name or "instance_norm" in case.name:  # torch takes no empty batch of these
         return
     for empty, own in zip(reverse(graph, mode, none, module(*none)), none, strict=True):
         assert empty.shape == own.shape
@@ -251,12 +251,13 @@ def test_ranks_are_those_of_the_matrix(case: Case) -> None:
 
 
 def distance_on_a_grid(module: nn.Module, z: Tensor, value: Tensor, reach: float = 12.0, step: float = 1e-3) -> Tensor:
-    """The distance from z to the nearest zero of ``module - value``, or up to ``step`` more: sign changes on a grid."""
+    """The distance from z to the nearest zero of ``module - value``, or up to ``step`` more: sign changes on a grid, without
+    those at a jump or a pole."""
     offsets = torch.arange(-round(reach / step), round(reach / step) + 1, dtype=z.dtype) * step
     found = torch.empty_like(z)
     for i in range(len(z)):
         miss = module(z[i] + offsets.view(-1, *[1] * (z.dim() - 1))) - value[i]
-        crossed = miss[:-1] * miss[1:] <= 0
+        crossed = (miss[:-1] * miss[1:] <= 0) & ((miss[1:] - miss[:-1]).abs() < 0.25)
         farther = torch.maximum(offsets[:-1].abs(), offsets[1:].abs()).view(-1, *[1] * (z.dim() - 1))
         found[i] = torch.where(crossed, farther, torch.inf).amin(0)
     return found
@@ -313,6 +314,36 @@ def test_channels_whose_slope_is_zero_or_negative_take_the_nearest_best_branch()
     torch.testing.assert_close(found, expected)
     (found,) = reverse(graph, EXACT, (-z,), torch.full_like(z, -1.0))  # the flat channel gives nothing below 0
     torch.testing.assert_close(found[:, 1], torch.tensor([0.0, -1.0, -2.0], dtype=torch.float64))
+
+
+def jacobian(module: nn.Module, x: Tensor) -> Tensor:
+    """Of one sample (1, ...): (outputs, inputs)."""
+    return torch.autograd.functional.jacobian(module, x).reshape(-1, x.numel())  # type: ignore[no-untyped-call]
+
+
+@each(of_kind("nonlinear"))
+def test_nonlinear_corrections_are_the_smallest_ones_that_reach_the_target(case: Case) -> None:
+    module, (x,), (other,) = case.module(), case.inputs(4), case.inputs(4, seed=1)
+    wanted = module(other)
+    (found,) = reverse(traced(case), EXACT, (x,), wanted)
+    torch.testing.assert_close(module(found), wanted, rtol=1e-9, atol=1e-9)
+    assert bool(((found - x).flatten(1).norm(dim=1) <= (other - x).flatten(1).norm(dim=1) + 1e-9).all())
+    for n in range(4):  # stationary: at right angles to all directions in which the output does not change
+        _, values, rows = torch.linalg.svd(jacobian(module, found[n : n + 1]))
+        free = rows[int((values > 1e-9 * values.max().clamp_min(1e-3)).sum()) :]
+        torch.testing.assert_close(
+            free @ (found - x)[n].flatten(), torch.zeros(len(free), dtype=x.dtype), rtol=0, atol=1e-8
+        )
+
+
+@each(of_kind("nonlinear"))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
+def test_samples_that_are_to_stay_do_so_beside_others_that_are_not(case: Case, dtype: torch.dtype) -> None:
+    (x,), graph = case.inputs(4, dtype), traced(case, dtype)
+    wanted = case.module(dtype)(x)
+    wanted[0] = case.module(dtype)(case.inputs(4, dtype, seed=1)[0])[0]
+    (found,) = reverse(graph, EXACT, (x,), wanted)
+    torch.testing.assert_close(found[1:], x[1:], rtol=0, atol=1e-9 if dtype == torch.float64 else 1e-4)
 
 
 def memberships(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
@@ -425,6 +456,14 @@ def test_paper_mode_copies_pooled_values_to_their_windows(name: str) -> None:
     wanted = torch.randn_like(case.module()(*inputs))
     (found,) = reverse(traced(case), PaperReconstruction(), inputs, wanted)
     torch.testing.assert_close(found, wanted.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+@pytest.mark.parametrize("name", ["adaptive_avg_pool1d.default-uneven", "adaptive_max_pool1d.default-overlapping"])
+def test_paper_mode_takes_the_mean_of_overlapping_adaptive_windows(name: str) -> None:
+    (x,), wanted = by_name(name).inputs(2), torch.randn(2, 2, 3, dtype=torch.float64)
+    (found,) = reverse(traced(by_name(name)), PaperReconstruction(), (x,), wanted)
+    middle = (wanted[..., 1:] + wanted[..., :-1]) / 2  # windows 0:2, 1:3 and 2:4
+    torch.testing.assert_close(found, torch.cat([wanted[..., :1], middle, wanted[..., -1:]], -1))
 
 
 def test_paper_mode_takes_the_mean_of_overlapping_windows_and_keeps_what_no_window_sees() -> None:

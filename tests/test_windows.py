@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from revprop.windows import Windows
+from revprop.windows import SlidingWindows, Spans, Windows
 
 F64 = torch.float64
 MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -35,7 +35,7 @@ class Pool:
         return tuple(self(torch.zeros(1, 1, *self.size)).shape[2:])
 
     def windows(self) -> Windows:
-        return Windows(self.size, self.out, self.kernel, self.stride, self.padding, self.dilation, self.ceil)
+        return SlidingWindows(self.size, self.out, self.kernel, self.stride, self.padding, self.dilation, self.ceil)
 
     def members(self) -> list[list[int]]:
         """The flat positions inside the image that each window looks at, by definition."""
@@ -53,8 +53,53 @@ class Pool:
         return found
 
 
+@dataclass(frozen=True)
+class Uneven:
+    """Windows from a start up to a stop in each dimension."""
+
+    size: tuple[int, ...]
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        largest = [
+            x[(..., *(slice(*span) for span in window))].amax(tuple(range(2, x.dim())))
+            for window in itertools.product(*self.spans)
+        ]
+        return torch.stack(largest, -1).view(*x.shape[:2], *self.out)
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        return tuple(len(one) for one in self.spans)
+
+    def windows(self) -> Windows:
+        return Spans(self.size, self.spans)
+
+    def members(self) -> list[list[int]]:
+        positions = torch.arange(math.prod(self.size)).view(self.size)
+        return [
+            positions[tuple(slice(*span) for span in window)].flatten().tolist()
+            for window in itertools.product(*self.spans)
+        ]
+
+
 @st.composite
-def pools(draw: st.DrawFn) -> Pool:
+def spans(draw: st.DrawFn) -> Uneven:
+    dims = draw(st.integers(1, 2))
+    size = tuple(draw(st.integers(1, 7 if dims == 1 else 3)) for _ in range(dims))
+    return Uneven(
+        size,
+        tuple(
+            tuple(
+                (start := draw(st.integers(0, n - 1)), draw(st.integers(start + 1, n)))
+                for _ in range(draw(st.integers(1, 5 if dims == 1 else 3)))
+            )
+            for n in size
+        ),
+    )
+
+
+@st.composite
+def sliding(draw: st.DrawFn) -> Pool:
     dims = draw(st.integers(1, 2))
     kernel = tuple(draw(st.integers(1, 3 if dims == 1 else 2)) for _ in range(dims))
     dilation = tuple(draw(st.integers(1, 2)) for _ in kernel)
@@ -67,7 +112,11 @@ def pools(draw: st.DrawFn) -> Pool:
     return pool
 
 
-def image(pool: Pool, seed: int) -> Tensor:
+def pools() -> st.SearchStrategy[Pool | Uneven]:
+    return st.one_of(sliding(), spans())
+
+
+def image(pool: Pool | Uneven, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(2, 2, *pool.size, generator=generator, dtype=F64)
 
@@ -93,7 +142,7 @@ def overlapping_targets_differ(target: list[float], members: list[list[int]]) ->
 
 
 @given(pools())
-def test_windows_look_where_the_definition_says(pool: Pool) -> None:
+def test_windows_look_where_the_definition_says(pool: Pool | Uneven) -> None:
     windows, members = pool.windows(), pool.members()
     found = [sorted(i for i in row if i < windows.positions) for row in windows.index.tolist()]
     assert found == [sorted(inside) for inside in members]
@@ -103,7 +152,7 @@ def test_windows_look_where_the_definition_says(pool: Pool) -> None:
 
 
 @given(pools(), st.integers(0, 100))
-def test_argmax_is_where_the_maximum_is(pool: Pool, seed: int) -> None:
+def test_argmax_is_where_the_maximum_is(pool: Pool | Uneven, seed: int) -> None:
     x = image(pool, seed)
     at = pool.windows().argmax(x)
     torch.testing.assert_close(x.flatten(2).gather(2, at), pool(x).flatten(2), rtol=0, atol=0)
@@ -111,7 +160,7 @@ def test_argmax_is_where_the_maximum_is(pool: Pool, seed: int) -> None:
 
 
 @given(pools(), st.integers(0, 100))
-def test_spread_gives_each_position_the_mean_of_its_windows(pool: Pool, seed: int) -> None:
+def test_spread_gives_each_position_the_mean_of_its_windows(pool: Pool | Uneven, seed: int) -> None:
     members = pool.members()
     z = torch.randn(2, 3, *pool.out, generator=torch.Generator().manual_seed(seed), dtype=F64)
     expected = torch.full((2, 3, math.prod(pool.size)), -7.0, dtype=F64)
@@ -123,7 +172,7 @@ def test_spread_gives_each_position_the_mean_of_its_windows(pool: Pool, seed: in
 
 
 @given(pools(), st.integers(0, 100))
-def test_maxima_that_some_image_has_are_reached_by_the_nearest_such_image(pool: Pool, seed: int) -> None:
+def test_maxima_that_some_image_has_are_reached_by_the_nearest_such_image(pool: Pool | Uneven, seed: int) -> None:
     x, members = image(pool, seed), pool.members()
     target = pool(image(pool, seed + 1000))
     correction = pool.windows().nearest(x, target)
@@ -137,7 +186,9 @@ def test_maxima_that_some_image_has_are_reached_by_the_nearest_such_image(pool: 
 
 
 @given(pools(), st.integers(0, 100))
-def test_maxima_that_no_image_has_are_approached_as_far_as_their_neighbours_allow(pool: Pool, seed: int) -> None:
+def test_maxima_that_no_image_has_are_approached_as_far_as_their_neighbours_allow(
+    pool: Pool | Uneven, seed: int
+) -> None:
     x, members = image(pool, seed), pool.members()
     target = torch.randn(2, 2, *pool.out, generator=torch.Generator().manual_seed(seed + 1), dtype=F64)
     found = pool(x + pool.windows().nearest(x, target)).flatten(2)
@@ -148,13 +199,22 @@ def test_maxima_that_no_image_has_are_approached_as_far_as_their_neighbours_allo
 
 
 @given(pools(), st.integers(0, 100))
-def test_own_maxima_ask_for_no_correction(pool: Pool, seed: int) -> None:
+def test_own_maxima_ask_for_no_correction(pool: Pool | Uneven, seed: int) -> None:
     x = image(pool, seed)
     assert not pool.windows().nearest(x, pool(x)).any()
     x = x.round()  # ties
     assert not pool.windows().nearest(x, pool(x)).any()
     empty = x[:0]
     assert pool.windows().nearest(empty, pool(empty)).shape == empty.shape
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4))
+def test_adaptive_windows_are_those_of_adaptive_pooling(h: int, w: int, rows: int, columns: int) -> None:
+    x = torch.randn(2, 3, h, w, generator=torch.Generator().manual_seed(h * 10 + w), dtype=F64)
+    windows = Spans.adaptive((h, w), (rows, columns))
+    expected, at = F.adaptive_max_pool2d(x, (rows, columns), return_indices=True)
+    torch.testing.assert_close(windows.argmax(x), at.flatten(2))
+    assert windows.out == tuple(expected.shape[2:])
 
 
 def test_values_of_a_window_above_its_target_are_cut_and_the_largest_below_it_is_raised() -> None:

@@ -16,13 +16,9 @@ from torch import Tensor
 
 from revprop.gauss_newton import search
 from revprop.linear_map import Factor
-from revprop.rules import Fact, Linear, Nonlinear, Pointwise, Selection
+from revprop.rules import MARGIN, Fact, Linear, Nonlinear, Pointwise, Selection
 
 __all__ = ["Adjoint", "Mode", "NearestPreimage", "PaperReconstruction"]
-
-MARGIN = (
-    1e-3  # how far from the end of an open range a target is kept, as a share of the range (of 1 where it is unbounded)
-)
 
 
 class Mode(ABC):
@@ -162,7 +158,11 @@ def _nearest_inputs(
     if fact.preimage is None:
         return search(fact.function, fact.layout, values, output, change)
     found = fact.preimage(output + change, *values)
-    return tuple(None if new is None else new - old for new, old in zip(found, values, strict=False))
+    # what is infinite (a masked logit) stays
+    return tuple(
+        None if new is None else torch.where(new == old, 0.0, new - old)
+        for new, old in zip(found, values, strict=False)
+    )
 
 
 def _mean(changes: Sequence[Tensor], shares: Sequence[Tensor | None]) -> Tensor:

@@ -1,7 +1,8 @@
 """Facts about operators: one file per family, all registered in one place."""
 
-from revprop.rules import activation, conv, linear, merge, norm, pool, product, shape
+from revprop.rules import activation, conv, elementary, linear, merge, norm, pool, product, shape, softmax, valley
 from revprop.rules.registry import (
+    MARGIN,
     Call,
     Fact,
     Linear,
@@ -19,6 +20,7 @@ from revprop.rules.registry import (
 )
 
 __all__ = [
+    "MARGIN",
     "Call",
     "Fact",
     "Linear",
@@ -31,6 +33,7 @@ __all__ = [
     "closed",
     "conv",
     "describe",
+    "elementary",
     "linear",
     "merge",
     "norm",
@@ -40,5 +43,7 @@ __all__ = [
     "rule",
     "searched",
     "shape",
+    "softmax",
+    "valley",
     "whole",
 ]

@@ -20,22 +20,24 @@ def bijection(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> Pointwise:
-    """A strictly increasing function onto the open interval (low, high)."""
+    """A strictly monotone function onto the open interval (low, high)."""
     return Pointwise(function, lambda value, recorded: inverse(value), (low, high))
 
 
-def clipped(function: Callable[[Tensor], Tensor], low: float, high: float) -> Pointwise:
-    """``clamp(z, low, high)``: at an end every z beyond it is a preimage, and the recorded one is kept if it is there."""
+def clipped(
+    function: Callable[[Tensor], Tensor], low: float, high: float, scale: float = 1.0, shift: float = 0.0
+) -> Pointwise:
+    """``clamp(scale z + shift, low, high)``: at an end every z beyond it is a preimage, a recorded one there is kept."""
 
     def preimage(value: Tensor, recorded: Tensor) -> Tensor:
-        z = value
+        z = (value - shift) / scale
         if low > -math.inf:
-            z = torch.where(value <= low, recorded.clamp_max(low), z)
+            z = torch.where(value <= low, recorded.clamp_max((low - shift) / scale), z)
         if high < math.inf:
-            z = torch.where(value >= high, recorded.clamp_min(high), z)
+            z = torch.where(value >= high, recorded.clamp_min((high - shift) / scale), z)
         return z
 
-    return Pointwise(function, preimage, (low, high), (True, True), inverse=lambda value: value)
+    return Pointwise(function, preimage, (low, high), (True, True), inverse=lambda value: (value - shift) / scale)
 
 
 @rule(aten.tanh.default, anywhere=True)
@@ -80,6 +82,20 @@ def softplus(call: Call) -> Fact:
         return torch.where(scaled > threshold, value, (scaled + torch.log(-torch.expm1(-scaled))) / beta)
 
     return bijection(lambda z: F.softplus(z, beta, threshold), inverse, low=0.0)
+
+
+@rule(aten.log_sigmoid.default, anywhere=True)
+def log_sigmoid(call: Call) -> Fact:
+    """``-softplus(-z)``."""
+    call.only()
+    # logit(exp(y)) = y - log(-expm1(y)) keeps its precision for very negative y
+    return bijection(F.logsigmoid, lambda value: value - torch.log(-torch.expm1(value)), high=0.0)
+
+
+@rule(aten.erf.default, anywhere=True)
+def erf(call: Call) -> Fact:
+    call.only()
+    return bijection(torch.erf, torch.erfinv, -1.0, 1.0)
 
 
 @rule(aten.elu.default, anywhere=True)
@@ -131,6 +147,34 @@ def hardtanh(call: Call) -> Fact:
     return clipped(lambda z: F.hardtanh(z, low, high), low, high)
 
 
+@rule(aten.hardsigmoid.default, anywhere=True)
+def hardsigmoid(call: Call) -> Fact:
+    """``z / 6 + 1 / 2``, cut to [0, 1]."""
+    call.only()
+    return clipped(F.hardsigmoid, 0.0, 1.0, 1 / 6, 0.5)
+
+
+@rule(aten.threshold.default, anywhere=True)
+def threshold(call: Call) -> Fact:
+    """``z`` above the threshold, a constant up to it: of both branches the one that comes nearer to the target."""
+    call.only()
+    limit, constant = float(call["threshold"]), float(call["value"])
+
+    def preimage(value: Tensor, recorded: Tensor) -> Tensor:
+        jump = (
+            4 * torch.finfo(value.dtype).eps * (recorded.abs() + abs(limit))
+        )  # so that rounding does not step over it
+        above = torch.maximum(value, limit + jump)
+        below = torch.where(recorded > limit, limit - jump, recorded)
+        miss_above, miss_below = (above - value).abs(), (constant - value).abs()
+        nearer = (below - recorded).abs() < (above - recorded).abs()
+        tie = (miss_below - miss_above).abs() <= jump
+        return torch.where(torch.where(tie, nearer, miss_below < miss_above), below, above)
+
+    ends = min(limit, constant), math.inf
+    return Pointwise(lambda z: F.threshold(z, limit, constant), preimage, ends, (constant <= limit, False))
+
+
 @rule(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, anywhere=True)
 def clamp(call: Call) -> Fact:
     call.only()
@@ -143,6 +187,18 @@ def clamp(call: Call) -> Fact:
 def leaky_relu(call: Call) -> Fact:
     call.only()
     return two_slopes(call.like(float(call["negative_slope"])))
+
+
+@rule(aten.rrelu.default, anywhere=True)
+def rrelu(call: Call) -> Fact:
+    """In eval mode leaky ReLU, its slope the mean of those that training draws from."""
+    call.only()
+    if call["training"]:
+        raise Refusal(
+            "it draws its slopes at random even in eval mode (F.rrelu with training=True): drop that argument",
+            final=True,
+        )
+    return two_slopes(call.like((float(call["lower"]) + float(call["upper"])) / 2))
 
 
 @rule(aten.prelu.default)
@@ -177,19 +233,28 @@ def two_slopes(slope: Tensor) -> Pointwise:
 
 @rule(aten.sin.default, anywhere=True)
 def sin(call: Call) -> Fact:
-    """The nearest of the infinitely many branches; its textbook inverse normalises into [-1, 1] first (FR-PT 3.4)."""
     call.only()
+    return wave(torch.sin, torch.asin, math.pi)
+
+
+def wave(function: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor], mirrored: float) -> Pointwise:
+    """Sine and cosine: the nearest of infinitely many preimages. The textbook inverse normalises into [-1, 1] (FR-PT 3.4).
+
+    Args:
+        mirrored: with every z its mirror image ``mirrored - z`` has the same value.
+    """
+    turn = 2 * math.pi
 
     def preimage(value: Tensor, recorded: Tensor) -> Tensor:
-        angle, turn = torch.asin(value), 2 * math.pi
-        rising = angle + turn * torch.round((recorded - angle) / turn)
-        falling = math.pi - angle + turn * torch.round((recorded - math.pi + angle) / turn)
-        return torch.where((rising - recorded).abs() <= (falling - recorded).abs(), rising, falling)
+        angle = inverse(value)
+        first = angle + turn * torch.round((recorded - angle) / turn)
+        second = mirrored - angle + turn * torch.round((recorded - mirrored + angle) / turn)
+        return torch.where((first - recorded).abs() <= (second - recorded).abs(), first, second)
 
-    def inverse(value: Tensor) -> Tensor:
+    def textbook(value: Tensor) -> Tensor:
         if value.numel() == 0:
             return value
         largest = value.abs().flatten(1).amax(1).clamp_min(1.0) if value.dim() > 1 else value.abs().clamp_min(1.0)
-        return torch.asin(value / largest.view(-1, *[1] * (value.dim() - 1)))
+        return inverse(value / largest.view(-1, *[1] * (value.dim() - 1)))
 
-    return Pointwise(torch.sin, preimage, (-1.0, 1.0), (True, True), inverse)
+    return Pointwise(function, preimage, (-1.0, 1.0), (True, True), textbook)

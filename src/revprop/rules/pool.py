@@ -13,7 +13,7 @@ from torch import Tensor
 from revprop.linear_map import Separable
 from revprop.rules.registry import Call, Fact, Linear, Refusal, Selection, as_tuple, rule
 from revprop.structural_map import Reduce
-from revprop.windows import Windows
+from revprop.windows import SlidingWindows, Spans, Windows
 
 aten = torch.ops.aten
 
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 def _image(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Sizes of the image before and after, refused where there is no channel dimension (torch then pools over the batch's)."""
     call.only()
-    dims = int(re.findall(r"pool([123])d", str(call.node.target))[0])
+    dims = int(re.findall(r"pool([123])d", str(call.operator))[0])
     if len(call.shape) != dims + 1:
         raise Refusal(
             f'it pools an image without channels: give it {dims + 2} dimensions (unsqueeze), or use strategy="global"'
@@ -36,7 +36,7 @@ def max_pool(call: Call) -> Fact:
     kernel = as_tuple(call["kernel_size"], dims)
     stride = as_tuple(call["stride"], dims) if call["stride"] else kernel
     return Selection(
-        Windows(
+        SlidingWindows(
             size,
             out,
             kernel,
@@ -69,40 +69,34 @@ def avg_pool(call: Call) -> Fact:
         inside = (position >= inside_start[:, None]) & (position < inside_stop[:, None])
         matrices[d - dims] = call.like(inside) / call.like(share)[:, None]
     return Linear(
-        Separable(matrices), Windows(size, out, kernel, stride, padding, (1,) * dims, bool(call["ceil_mode"]))
+        Separable(matrices), SlidingWindows(size, out, kernel, stride, padding, (1,) * dims, bool(call["ceil_mode"]))
     )
 
 
 @rule(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default)
 def adaptive_avg_pool(call: Call) -> Fact:
-    """Window o runs from floor(o h / out) to ceil((o + 1) h / out), whether it divides evenly or not."""
+    """Each output is the mean of its window, whether the windows divide the image evenly or not."""
     size, out = _image(call)
     matrices = {}
-    for d, (h, o) in enumerate(zip(size, out, strict=True)):
-        start = torch.div(torch.arange(o) * h, o, rounding_mode="floor")
-        stop = -torch.div(-(torch.arange(o) + 1) * h, o, rounding_mode="floor")
-        position = torch.arange(h)
-        inside = (position >= start[:, None]) & (position < stop[:, None])
-        matrices[d - len(size)] = call.like(inside) / call.like(stop - start)[:, None]
-    return Linear(Separable(matrices), _even_windows(size, out))
+    for d, spans in enumerate(Spans.adaptive(size, out).spans):
+        start, stop = call.like(spans).view(-1, 2, 1).unbind(1)
+        position = call.like(torch.arange(size[d]))
+        inside = (position >= start) & (position < stop)
+        matrices[d - len(size)] = call.like(inside) / (stop - start)
+    return Linear(Separable(matrices), _adaptive_windows(size, out))
 
 
-@rule(
-    aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default, anywhere=True
-)
+@rule(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
 def adaptive_max_pool(call: Call) -> Fact:
     """Only found where its windows overlap: one whose windows tile the image is traced as plain max-pooling."""
-    raise Refusal(
-        'its windows do not divide the image evenly; choose an output size that does, or use strategy="global"',
-        final=True,
-    )
+    return Selection(_adaptive_windows(*_image(call)))
 
 
-def _even_windows(size: Sequence[int], out: Sequence[int]) -> Windows | None:
+def _adaptive_windows(size: Sequence[int], out: Sequence[int]) -> Windows:
     if any(h % o for h, o in zip(size, out, strict=True)):
-        return None
+        return Spans.adaptive(size, out)
     kernel = tuple(h // o for h, o in zip(size, out, strict=True))
-    return Windows(size, out, kernel, kernel, (0,) * len(kernel), (1,) * len(kernel))
+    return SlidingWindows(size, out, kernel, kernel, (0,) * len(kernel), (1,) * len(kernel))
 
 
 @rule(aten.mean.dim, aten.sum.dim_IntList)
@@ -128,6 +122,8 @@ def reduce(call: Call) -> Fact:
     aten._upsample_nearest_exact1d.vec,
     aten._upsample_nearest_exact2d.vec,
     aten._upsample_nearest_exact3d.vec,
+    aten._upsample_bilinear2d_aa.vec,
+    aten._upsample_bicubic2d_aa.vec,
 )
 def upsample(call: Call) -> Fact:
     """Interpolation is the same small matrix along every line of a dimension: read it off the interpolated identity."""
@@ -142,25 +138,15 @@ def upsample(call: Call) -> Fact:
 
 
 def _interpolation(call: Call) -> Callable[[int, int, float | None], Tensor]:
-    name = str(call.node.target)
-    mode = next(
-        m
-        for key, m in (
-            ("nearest_exact", "nearest-exact"),
-            ("nearest", "nearest"),
-            ("bicubic", "bicubic"),
-            ("linear", "linear"),
-        )
-        if key in name
-    )
+    name = str(call.node.target).removeprefix("aten.").removesuffix(".vec")
+    modes = {"nearest_exact": "nearest-exact", "nearest": "nearest", "linear": "linear"}
+    mode = next((mode for key, mode in modes.items() if key in name), "")
     corners = call.get("align_corners")
 
     def interpolate(h: int, out: int, factor: float | None) -> Tensor:
         eye = call.like(torch.eye(h)).view(h, 1, h)
-        if mode == "bicubic":  # one dimension of it: constant along the other
-            image = eye.unsqueeze(-1)
-            scaled = aten.upsample_bicubic2d(image, [out, 1], corners, factor, None)
-            return scaled.view(h, out)
+        if "bicubic" in name or name.endswith("_aa"):  # for images only: one line is one, too
+            return getattr(aten, name).default(eye.unsqueeze(-2), [1, out], corners, None, factor).view(h, out)
         if factor is not None:
             return F.interpolate(eye, scale_factor=factor, mode=mode, align_corners=corners).view(h, -1)[:, :out]
         return F.interpolate(eye, size=out, mode=mode, align_corners=corners).view(h, out)

@@ -26,6 +26,7 @@ from revprop.samples import Layout, Samples
 from revprop.windows import Windows
 
 __all__ = [
+    "MARGIN",
     "Call",
     "Fact",
     "Linear",
@@ -41,6 +42,10 @@ __all__ = [
     "searched",
     "whole",
 ]
+
+MARGIN = (
+    1e-3  # how far from the end of an open range a target is kept, as a share of the range (of 1 where it is unbounded)
+)
 
 
 @dataclass(frozen=True)
