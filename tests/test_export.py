@@ -136,6 +136,11 @@ def test_keyword_inputs_go_through_every_verb() -> None:
         assert "head.weight" in of_pair.trained
 
 
+def test_only_modules_are_traced() -> None:
+    with pytest.raises(ValueError, match=r"model: expected a torch.nn.Module; given function"):
+        trace(lambda x: x, torch.zeros(1, 3))  # type: ignore[arg-type]
+
+
 def test_inputs_that_do_not_fit_are_refused_by_name() -> None:
     graph, x = trace(Tokens(), tokens(2)), tokens(4)
     cases: list[tuple[Any, str]] = [
@@ -920,6 +925,12 @@ class StraightThrough(Net):
         return Sign.apply(self.linear(x))
 
 
+class Printing(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        print(x)
+        return self.linear(x)
+
+
 class Compiled(Net):
     def forward(self, x: Tensor) -> Tensor:
         return torch.compile(self.linear)(x)
@@ -964,6 +975,11 @@ def with_hooks() -> nn.Module:
 )
 def test_these_can_be_traced(net: Callable[[], nn.Module]) -> None:
     assert_traced(net(), torch.randn(2, 3))
+
+
+def test_what_forward_prints_is_not_shown_while_tracing(capfd: pytest.CaptureFixture[str]) -> None:
+    trace(Printing(), torch.zeros(2, 3))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_sizes_that_python_makes_numbers_of_stay_free() -> None:

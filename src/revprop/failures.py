@@ -20,15 +20,19 @@ __all__ = [
     "Place",
     "explain",
     "find_line",
+    "is_of_batch",
     "module_of",
     "of_node",
     "of_stack",
     "of_traceback",
     "on_batch",
     "on_example",
+    "on_other_output",
+    "on_state",
 ]
 
-_LIBRARY = (str(Path(torch.__file__).parent), str(Path(sysconfig.get_paths()["stdlib"])), "<")
+_LIBRARIES = re.compile(r"[/\\](site|dist)-packages[/\\](torch|functorch|numpy)[/\\]")
+_PYTHON = (str(Path(torch.__file__).parent), sysconfig.get_paths()["stdlib"], "<")  # torch may be run from its source
 _HERE = str(Path(__file__).parent)
 
 
@@ -48,9 +52,9 @@ class Place:
 
 def _is_users(file: str) -> bool:
     """Neither torch's, nor Python's, nor numpy's, nor this package's own (its networks are models like any other)."""
-    if "site-packages" in file or "dist-packages" in file:
-        return not file.startswith(_LIBRARY[0]) and "/numpy/" not in file.replace("\\", "/")
-    return not file.startswith(_LIBRARY) and str(Path(file).parent) != _HERE
+    installed = "site-packages" in file or "dist-packages" in file  # below Python's own folder
+    own = _LIBRARIES.search(file) if installed else file.startswith(_PYTHON)
+    return not own and str(Path(file).parent) != _HERE
 
 
 def module_of(model: nn.Module, module: object) -> str:
@@ -353,6 +357,11 @@ def on_other_output(model: nn.Module) -> str:
         "depends on something that is no input (the time, random numbers of Python or numpy, a global variable). Usual "
         "rewrite: make it an input or a buffer"
     )
+
+
+def is_of_batch(error: Exception) -> bool:
+    """Whether an export failed because the batch size does not stay free."""
+    return bool(re.search(r"Constraints? violated|marked batch", str(error)))
 
 
 def looks_at_training(model: nn.Module) -> bool:

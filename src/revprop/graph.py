@@ -237,7 +237,7 @@ def trace(model: nn.Module, example: Example, *, output: Choice = None) -> Graph
     """Traces a model into a functional graph with named layers; the batch size stays free.
 
     The model is exported in eval mode and left exactly as it was (training flags, attributes, parameters, buffers, gradients,
-    hooks). It is run once on two samples of the example, and the graph has to give the same.
+    hooks). It is run on three samples of the example, twice, and the graph has to give the same.
 
     Args:
         model: any module that ``torch.export`` can export.
@@ -260,6 +260,8 @@ def trace(model: nn.Module, example: Example, *, output: Choice = None) -> Graph
     >>> trace(net, torch.zeros(1, 3)).layers
     ('input', '0', '1', '2', 'output')
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Module; given {type(model).__name__}")
     paths = paths_of(output)
     arguments = arguments_of(model, example)
     call = Call(model, arguments, paths)
