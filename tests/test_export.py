@@ -977,6 +977,11 @@ def test_these_can_be_traced(net: Callable[[], nn.Module]) -> None:
     assert_traced(net(), torch.randn(2, 3))
 
 
+def test_a_model_without_values_can_be_traced() -> None:
+    net = nn.Sequential(nn.Linear(3, 2, device="meta"), nn.ReLU())
+    assert trace(net, torch.zeros(1, 3, device="meta")).layers == ("input", "0", "1", "output")
+
+
 def test_what_forward_prints_is_not_shown_while_tracing(capfd: pytest.CaptureFixture[str]) -> None:
     trace(Printing(), torch.zeros(2, 3))
     assert capfd.readouterr() == ("", "")

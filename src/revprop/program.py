@@ -154,7 +154,12 @@ def _refuse_moved_batch(what: str, node: fx.Node, first: fx.Node) -> None:
         raise ExportError(
             f"the batch is not the first dimension of {what}, {shown}: permute it there at the end of forward"
         )
-    if str(sizes[0]) != batch or any(isinstance(d, torch.SymInt) for d in sizes[1:]):
+    if any(isinstance(d, torch.SymInt) for d in sizes[1:]):
+        raise ExportError(
+            f"{what} compares the samples of a batch with each other, its shape is {shown}{of_node(node)}: return what is "
+            "compared, one row per sample"
+        )
+    if str(sizes[0]) != batch:
         raise ExportError(
             f"the first dimension of {what} is not the batch, its shape is {shown}{of_node(node)}: return one row per sample"
         )
