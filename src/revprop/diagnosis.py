@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from revprop.graph import Graph
+from revprop.inputs import Example
+from revprop.prefix import batches_of
 from revprop.reconstruction import Settings, reconstruct
 from revprop.reverse import as_graph
 
@@ -71,13 +73,14 @@ def blocks(graph: Graph) -> tuple[str, ...]:
     >>> blocks(trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.zeros(1, 2)))
     ('0', '1')
     """
-    children = tuple(name for name in graph.layers if "." not in name and name not in ("input", "output"))
-    return children if len(children) >= 2 else tuple(name for name in graph.layers if name not in ("input", "output"))
+    inner = tuple(name for name in graph.layers if name != "output" and graph.node(name) not in graph.inputs)
+    children = tuple(name for name in inner if "." not in name)
+    return children if len(children) >= 2 else inner
 
 
 def diagnose(
     model: nn.Module | Graph,
-    batches: Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor],
+    batches: Iterable[tuple[Example, Tensor]] | tuple[Example, Tensor],
     layers: Sequence[str] | None = None,
     settings: Settings = Settings(),
 ) -> Diagnosis:
@@ -102,9 +105,7 @@ def diagnose(
     """
     graph, collected, wrong = None, {}, []  # type: ignore[var-annotated]
     options = dict(vars(settings))
-    if isinstance(batches, tuple) and len(batches) == 2 and isinstance(batches[1], Tensor):
-        batches = list(zip(batches[0].split(256), batches[1].split(256), strict=True))
-    for x, labels in batches:
+    for x, labels in batches_of(batches, 256):
         graph = as_graph(model, x) if graph is None else graph
         chosen = tuple(layers) if layers is not None else blocks(graph)
         result = reconstruct(graph, x, labels, to=chosen, **options)

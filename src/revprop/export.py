@@ -1,40 +1,174 @@
-"""``torch.export`` as the tracer uses it: eval mode, functional, semantic operators; and its failures in plain words."""
+"""``torch.export`` as the tracer uses it: eval mode, functional, semantic operators, the model left as it was."""
 
 from __future__ import annotations
 
+import copy
+import io
 import logging
 import operator
-import traceback
+import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from revprop import failures
 from revprop.errors import ExportError
+from revprop.inputs import Arguments
+from revprop.outputs import Call
 
-__all__ = ["canonicalise", "export"]
+__all__ = ["canonicalise", "export", "export_now", "run", "run_example", "verify"]
 
 aten = torch.ops.aten
+MANY = 256  # samples: a larger example is not run whole to explain an error
 
 
-def export(model: nn.Module, values: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    """Exports a model in eval mode with a free batch size, decomposed no further than to functional operators.
+def export(call: Call, arguments: Arguments) -> torch.export.ExportedProgram:
+    """Exports a call of a model in eval mode with a free batch size, decomposed no further than to functional operators.
 
-    The model's training flags and gradients are as before afterwards.
+    Args:
+        call: the model and which of its outputs are wanted. arguments: the example, two samples of which are used.
 
     Raises:
         ExportError: what in the model stops the export, with its line and the usual rewrite.
     """
+    model = call.model
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer):
+            raise ExportError(
+                f"parameter {name!r} has no shape yet (a lazy module): run model(example) once, then trace"
+            )
+    values = arguments.samples(2).values  # export specialises on sizes 0 and 1
+    try:
+        return export_now(call, values)
+    except ExportError:
+        raise
+    except Exception as error:  # whatever export raises is explained in the user's terms
+        failed = error
+    run_example(call, arguments, 2)
+    if not failures.is_of_batch(failed):
+        raise ExportError(failures.explain(model, failed)) from failed
+    try:  # torch's other front end reads len(x) and math.sqrt(n) in the source, where Python itself makes numbers of them
+        return export_now(call, values, strict=True)
+    except Exception:  # the first failure is the one to be explained
+        raise ExportError(_batch(call, values, failed)) from failed
+
+
+def export_now(call: Call, values: tuple[Tensor, ...], strict: bool = False) -> torch.export.ExportedProgram:
+    """Exports with a free batch size, or raises what torch raises."""
     batch = torch.export.Dim("batch", min=1)
-    with _eval_mode(model), _quiet(), torch.no_grad():
+    with _untouched(call.model), _quiet(), torch.no_grad():
+        program = torch.export.export(call, values, dynamic_shapes=(tuple({0: batch} for _ in values),), strict=strict)
+        return program.run_decompositions(decomp_table={})
+
+
+def run(call: Call, values: tuple[Tensor, ...], times: int = 1, parameters: bool = True) -> list[tuple[Tensor, ...]]:
+    """Runs the model itself in eval mode, and leaves it, the values and the random numbers as they were.
+
+    Args:
+        times: what one call writes, the next one reads; afterwards all is undone. parameters: whether forward may write to
+            parameters, too, so that they have to be copied.
+    """
+    state = [*call.named_buffers(), *(call.named_parameters() if parameters else ())]
+    copies = {name: value.detach().clone() for name, value in state}
+    devices = {value.device for value in values if value.is_cuda}
+    with _untouched(call.model), _quiet(), torch.no_grad(), torch.random.fork_rng(devices):
+        return [
+            torch.func.functional_call(call, copies, tuple(value.clone() for value in values)) for _ in range(times)
+        ]
+
+
+def verify(call: Call, arguments: Arguments, traced: Callable[[tuple[Tensor, ...]], Tensor]) -> None:
+    """Whether a traced network gives what the model itself gives on three samples of the example (two were traced), twice.
+
+    Raises:
+        ExportError: the model does not run, or gives something else than was traced, or something else the second time.
+    """
+    first, second = (results[0] for results in run_example(call, arguments, 3, times=2, parameters=False))
+    if first.is_meta:  # shapes without values: nothing to compare
+        return
+    with torch.no_grad():
+        own = traced(arguments.samples(3).values)
+    for other, about in ((second, failures.on_state), (own, failures.on_other_output)):
+        if not _agree(first, other):
+            raise ExportError(about(call.model))
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    """Up to rounding: kernels may differ, the network not."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    scale = float(a.nan_to_num(0, 0, 0).abs().max()) if a.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-2, atol=1e-2 * scale, equal_nan=True)
+
+
+def run_example(
+    call: Call, arguments: Arguments, samples: int, times: int = 1, parameters: bool = True
+) -> list[tuple[Tensor, ...]]:
+    """Runs the model itself on so many samples of the example.
+
+    Raises:
+        ExportError: it fails: the line, whether the batch dimension is missing or the batch size fixed, and what to do.
+    """
+
+    def rows(values: tuple[Tensor, ...]) -> int | None:
         try:
-            program = torch.export.export(model, values, dynamic_shapes=tuple({0: batch} for _ in values), strict=False)
-            return program.run_decompositions(decomp_table={})
-        except Exception as error:  # whatever export raises is explained in the user's terms
-            raise ExportError(_explain_export(model, error)) from error
+            return len(run(call, values)[0][0])
+        except Exception:  # any error of the user's code
+            return None
+
+    try:
+        return run(call, arguments.samples(samples).values, times, parameters)
+    except ExportError:
+        raise
+    except Exception as error:  # any error of the user's code
+        shapes = ", ".join(
+            f"{name}: {tuple(v.shape)}" for name, v in zip(arguments.names, arguments.values, strict=True)
+        )
+        whole = arguments.values if len(arguments.values[0]) <= MANY else ()
+        alone, unbatched = bool(whole) and rows(whole) is not None, rows(arguments.unbatched().values) == 2
+        text = failures.on_example(call.model, error, f"({shapes})", samples, unbatched, alone)
+        raise ExportError(text) from error
+
+
+def _batch(call: Call, values: tuple[Tensor, ...], error: Exception) -> str:
+    """Why the batch size does not stay free: the export again, listening to what torch assumes of it where."""
+    heard = _Listener(call.model)
+    with heard.listening(), suppress(Exception):  # the one to be explained
+        export_now(call, values)
+    return failures.on_batch(call.model, error, heard.assumption, heard.place)
+
+
+class _Listener(logging.Handler):
+    """Listens to what torch assumes of symbolic sizes, and sees from which line of the user's code."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.assumption, self.place, self.settled = "", failures.Place(), False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        assumed = re.match(r"eval (?!\[guard suppressed\])(.*?) \[guard added\]", text)
+        if assumed and not self.settled:
+            self.assumption = re.sub(r"\bs\d+\b", "n", assumed[1])
+            self.place = failures.of_stack(self.model)
+        self.settled |= text.startswith("set_replacement")  # the assumption before it fixes the size
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+        before = logger.handlers, logger.propagate
+        logger.handlers, logger.propagate = [self], False
+        logger.isEnabledFor = lambda level: level >= logging.INFO  # type: ignore[method-assign]  # while all others are quiet
+        try:
+            yield
+        finally:
+            del logger.isEnabledFor
+            logger.handlers, logger.propagate = before
 
 
 def canonicalise(graph: fx.Graph, node: fx.Node) -> None:
@@ -92,18 +226,39 @@ _ADAPTIVE_MAX_POOL = {
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(m, m.training) for m in model.modules()]
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards every module's flags, attributes, lists and dicts and every gradient are as they were."""
+    modules = list(model.modules())
+    flags = [m.training for m in modules]
+    attributes = [dict(m.__dict__) for m in modules]
+    held = [v for own in attributes for v in own.values() if isinstance(v, list | dict | set)]
+    contents = [copy.copy(v) for v in held]
     gradients = [(p, p.grad) for p in model.parameters()]
     try:
-        for module, _ in flags:
+        for module in modules:
             module.training = False
         yield
     finally:
-        for module, training in flags:
+        for module, own, training in zip(modules, attributes, flags, strict=True):
+            _refill(module.__dict__, own)
             module.training = training
+        for container, content in zip(held, contents, strict=True):
+            _refill(container, content)
         for parameter, gradient in gradients:
             parameter.grad = gradient
+
+
+def _refill(container: Any, content: Any) -> None:
+    if isinstance(container, list):
+        if len(container) != len(content) or any(a is not b for a, b in zip(container, content, strict=True)):
+            container[:] = content
+    elif isinstance(container, dict):
+        if list(container) != list(content) or any(container[k] is not content[k] for k in content):
+            container.clear()
+            container.update(content)
+    elif container != content:
+        container.clear()
+        container.update(content)
 
 
 @contextmanager
@@ -112,35 +267,9 @@ def _quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        # torch prints the graph so far, and a print in forward would show symbols
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(level)
-
-
-def _explain_export(model: nn.Module, error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}"
-    library = torch.__path__[0]
-    frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if not f.filename.startswith(library) and "revprop" not in f.filename.replace("\\", "/").split("/")[-2:-1]
-    ]
-    where = f" at {frames[-1].filename}, line {frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
-    if "data-dependent" in text or "DataDependent" in text or "GuardOnDataDependent" in text:
-        why, remedy = (
-            "control flow depends on the values of tensors",
-            "use torch.where or torch.cond, or move the decision out of forward",
-        )
-    elif "onstraint" in text and "batch" in text:
-        why, remedy = (
-            "the batch size is fixed inside forward",
-            "write x.view(x.size(0), ...) or x.flatten(1) instead of a number",
-        )
-    elif isinstance(error, RuntimeError | TypeError | IndexError | ValueError) and frames:
-        why, remedy = "forward fails on the example", "check the example's shape and type, and run model(example) first"
-    else:
-        why, remedy = "torch.export cannot follow this code", "keep to tensor operations inside forward"
-    first = text.strip().splitlines()[0]
-    return f"{type(model).__name__} cannot be exported: {why}{where}. Usual rewrite: {remedy}. (torch.export said: {first})"

@@ -7,6 +7,7 @@ from the user's model at each call and never writes to it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -14,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from revprop.errors import ExportError, near_matches, require_finite
-from revprop.export import canonicalise, export
+from revprop.errors import near_matches, require_finite
+from revprop.export import export, verify
+from revprop.inputs import Example, arguments_of, in_order
+from revprop.outputs import Call, Choice, Path, paths_of
+from revprop.program import program_of
 from revprop.segment import Segment, build_segment
 
-__all__ = ["Graph", "Segment", "trace"]
+__all__ = ["Example", "Graph", "Segment", "trace"]
 
 aten = torch.ops.aten
-Example = Tensor | tuple[Tensor, ...]
 
 
 class Graph:
@@ -35,6 +38,8 @@ class Graph:
         inputs: the placeholders of the model's inputs; output: the node of its output.
         active: the inputs and the values that depend on them. movable: those of them that a correction can reach: floating
             point, from the inputs or an embedding of token indices on, through operators that have a slope.
+        input_names: the arguments of the model's forward that the inputs are, in their order.
+        outputs: the path and shape (without the batch) of each of the model's outputs that the output consists of.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class Graph:
         self.fx_graph = graph
         self.inputs = tuple(inputs)
         self.output = output
+        self.input_names: tuple[str, ...] = tuple(node.meta.get("argument", node.name) for node in self.inputs)
+        self.outputs: tuple[tuple[Path, tuple[int, ...]], ...] = output.meta.get("outputs", ())
         self.constants = dict(constants)
         self._tensors = dict(tensors)
         self._segments: dict[tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]], Segment] = {}
@@ -194,28 +201,52 @@ class Graph:
         return self.segment((node, *by_pass), (self.output,)), by_pass
 
     def check_input(self, x: Example) -> tuple[Tensor, ...]:
-        """The model's inputs as a tuple, checked for number, shape and finite values.
+        """The model's inputs as a tuple in the traced order, checked for names, number, shape and finite values.
 
         Raises:
-            ValueError: another number of tensors, or another shape behind the batch dimension, than was traced.
+            ValueError: another number of tensors, unknown or missing names, another shape behind the batch dimension or
+                another kind of numbers (floating point, indices) than was traced.
             NonFiniteError: NaN or infinity.
         """
-        values = tuple(x) if isinstance(x, tuple | list) else (x,)
-        if len(values) != len(self.inputs):
-            raise ValueError(f"the model was traced with {len(self.inputs)} input tensors; {len(values)} were given")
-        for node, value in zip(self.inputs, values, strict=True):
-            expected = self.shape(node)
+        values = in_order(x, self.input_names)
+        for name, node, value in zip(self.input_names, self.inputs, values, strict=True):
+            expected, traced = self.shape(node), node.meta["val"]
             if tuple(value.shape[1:]) != expected or value.dim() == 0:
                 raise ValueError(
-                    f"input {node.name!r} was traced as (n, {', '.join(map(str, expected))}); "
-                    f"given: {tuple(value.shape)}"
+                    f"input {name!r} was traced as (n, {', '.join(map(str, expected))}); given: {tuple(value.shape)}"
                 )
-            require_finite(value, f"input {node.name!r}")
+            if value.is_floating_point() != traced.is_floating_point():
+                raise ValueError(f"input {name!r} was traced as {traced.dtype}; given: {value.dtype}")
+            require_finite(value, f"input {name!r}")
         if len({len(value) for value in values}) > 1:
             raise ValueError(
                 f"expected inputs of one batch size; given: {', '.join(str(len(value)) for value in values)}"
             )
         return values
+
+    def split_output(self, output: Tensor) -> tuple[Tensor, ...]:
+        """The parts of an output ``(n, total)`` in their own shapes ``(n, ...)``, in the order of ``trace(..., output=[...])``.
+
+        Works on all that has the output's shape: outputs, wanted outputs, corrections. One output is returned as it is.
+
+        >>> class Heads(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a, self.b = nn.Linear(3, 2), nn.Linear(3, 4)
+        ...     def forward(self, x):
+        ...         return {"a": self.a(x), "b": self.b(x).view(-1, 2, 2)}
+        >>> graph = trace(Heads(), torch.zeros(1, 3), output=["a", "b"])
+        >>> output = graph(torch.zeros(5, 3))
+        >>> output.shape, [part.shape for part in graph.split_output(output)]
+        (torch.Size([5, 6]), [torch.Size([5, 2]), torch.Size([5, 2, 2])])
+        """
+        if tuple(output.shape[1:]) != self.shape(self.output):
+            expected = ", ".join(map(str, self.shape(self.output)))
+            raise ValueError(f"expected the output's shape (n, {expected}); given {tuple(output.shape)}")
+        if len(self.outputs) < 2:
+            return (output,)
+        parts = output.split([math.prod(shape) for _, shape in self.outputs], dim=1)
+        return tuple(part.reshape(len(output), *shape) for part, (_, shape) in zip(parts, self.outputs, strict=True))
 
     def record(self, x: Example) -> dict[fx.Node, Tensor]:
         """Runs the network once and returns the value of every node that depends on the input or the batch size, and the inputs."""
@@ -245,86 +276,42 @@ class Graph:
         return f"Graph({type(self.model).__name__}, {len(self.nodes)} operators, {len(self.layers)} layers)"
 
 
-def trace(model: nn.Module, example: Example) -> Graph:
+def trace(model: nn.Module, example: Example, *, output: Choice = None) -> Graph:
     """Traces a model into a functional graph with named layers; the batch size stays free.
 
-    The model is exported in eval mode and left exactly as it was (training flags, parameters, buffers, gradients, hooks).
+    The model is exported in eval mode and left exactly as it was (training flags, attributes, parameters, buffers, gradients,
+    hooks). It is run on three samples of the example, twice, and the graph has to give the same.
 
     Args:
-        model: any module that ``torch.export`` can export, with one tensor as its output.
-        example: an input ``(n, ...)``, or a tuple of inputs; only shapes, types and device matter.
+        model: any module that ``torch.export`` can export.
+        example: an input ``(n, ...)``, a tuple of inputs in the order of ``forward``, or a dict of them by argument name, such
+            as ``{"input_ids": ids, "attention_mask": mask}``; floating point, integers or flags, the batch first.
+        output: which of the model's outputs is run backwards, where it returns several: an index, a key or attribute name, or
+            a path of these such as ``("logits",)`` or ``(0, 1)``. A list of these makes them one output (n, total): they
+            flattened and concatenated along dimension 1, so that goals on several are possible; see
+            :meth:`Graph.split_output`. A structure that holds one floating point tensor needs no choice.
 
     Returns:
         A :class:`Graph`; ``graph.layers`` are the names that :func:`revprop.reconstruct` and :func:`revprop.post_train` take.
 
     Raises:
-        ExportError: what in the model stops the export, with its line and the usual rewrite.
+        ExportError: what in the model stops the export, with its line and the usual rewrite; or, with their shapes, the
+            outputs to choose from.
+        ValueError: an example that is no batch, or that ``forward`` does not take.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     >>> trace(net, torch.zeros(1, 3)).layers
     ('input', '0', '1', '2', 'output')
     """
-    values = tuple(example) if isinstance(example, tuple | list) else (example,)
-    if not values or not all(isinstance(v, Tensor) and v.dim() >= 1 for v in values):
-        raise ValueError("example: expected a tensor (n, ...) or a tuple of such tensors, batch first")
-    # export specialises on sizes 0 and 1, so the example is repeated to a batch of 2 where it is smaller
-    values = tuple(
-        v.detach()[:1].expand(2, *v.shape[1:]).clone()
-        if v.shape[0] == 1
-        else (v.detach() if v.shape[0] else v.detach().new_zeros(2, *v.shape[1:]))
-        for v in values
-    )
-    return _from_program(model, export(model, values))
-
-
-# -- from an exported program ----------------------------------------------------------------------------------------------
-
-
-def _from_program(model: nn.Module, program: torch.export.ExportedProgram) -> Graph:
-    signature = program.graph_signature
-    graph = program.graph
-    named = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    tensors = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
-    owned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    owned |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    tensors = {name: value for name, value in tensors.items() if name not in owned}
-    user = set(signature.user_inputs)
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    inputs = [n for n in placeholders if n.name in user]
-    # a shared parameter goes by the name that model.named_parameters() gives it
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    shared = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
-    constants = {n: shared.get(named[n.name], named[n.name]) for n in placeholders if n.name in named}
-    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
-        changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
-        raise ExportError(
-            f"the model writes to {', '.join(map(repr, changed))} during forward in eval mode; "
-            "a reversed network must not change state: compute a new tensor instead"
-        )
-    output = next(n for n in graph.nodes if n.op == "output")
-    results = output.args[0]
-    if not isinstance(results, tuple | list) or len(results) != 1 or not isinstance(results[0], fx.Node):
-        raise ExportError(
-            f"the model returns {len(results) if isinstance(results, tuple | list) else 'no'} values; expected "
-            "one tensor: wrap the model in a module whose forward returns the one to be reversed"
-        )
-    for node in list(graph.nodes):
-        canonicalise(graph, node)
-    graph.eliminate_dead_code()
-    graph.lint()
-    results = next(n for n in graph.nodes if n.op == "output").args[0]
-    traced = Graph(model, graph, inputs, constants, tensors, results[0])
-    if traced.output not in traced.active:
-        raise ExportError("the model's output does not depend on the input: there is nothing to run backwards")
-    if -1 in traced.shape(traced.output):
-        raise ExportError(
-            "the batch is not the first dimension of the model's output: permute it there at the end of forward"
-        )
-    return traced
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Module; given {type(model).__name__}")
+    paths = paths_of(output)
+    arguments = arguments_of(model, example)
+    call = Call(model, arguments, paths)
+    program = program_of(call, export(call, arguments))
+    graph = Graph(model, program.graph, program.inputs, program.constants, program.tensors, program.output)
+    verify(call, arguments, lambda values: graph.segment(graph.inputs, (graph.output,))(*values)[0])
+    return graph
 
 
 _LOOKUPS = frozenset({aten.embedding.default, aten.embedding_bag.default})
@@ -350,13 +337,7 @@ def _is_tensor(node: fx.Node) -> bool:
 
 def _module_stack(node: fx.Node) -> list[str]:
     """Module paths around a node, outermost first, a repeated call of a module as ``path@k``."""
-    paths = []
-    for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
-        if not isinstance(path, str) or path.startswith("_empty_nn_module_stack"):
-            continue
-        call = key.rpartition("@")[2] if "@" in key else ""
-        paths.append(path + (f"@{call}" if call.isdigit() and path else ""))
-    return paths
+    return [call.removesuffix("@0") for call in node.meta.get("nn_module_stack", ())]
 
 
 def _name_layers(graph: Graph) -> dict[str, fx.Node]:
@@ -375,5 +356,6 @@ def _name_layers(graph: Graph) -> dict[str, fx.Node]:
         if len(leaving) == 1 and graph.per_sample(leaving[0]):
             found[path] = leaving[0]
     named = dict(sorted(found.items(), key=lambda item: (order[item[1]], -item[0].count("."))))
-    first = {"input": graph.inputs[0]} if len(graph.inputs) == 1 else {f"input:{n.name}": n for n in graph.inputs}
+    inputs = dict(zip((f"input:{name}" for name in graph.input_names), graph.inputs, strict=True))
+    first = {"input": graph.inputs[0]} if len(graph.inputs) == 1 else inputs
     return {**first, **named, "output": graph.output}

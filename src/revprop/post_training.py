@@ -19,6 +19,7 @@ from revprop.closed_form import ClosedForm, Sweep, refits, solve, write
 from revprop.errors import near_matches, require_finite
 from revprop.graph import Graph, Segment
 from revprop.hardware import channels_last, clock
+from revprop.inputs import Example
 from revprop.prefix import Loader, Plan, batches_of, prepare, sample, wanted_features
 from revprop.reconstruction import Settings
 from revprop.reverse import as_graph
@@ -214,7 +215,9 @@ def post_train(
     return PostTraining(trained, history, names, size, target_seconds, seconds, memory)
 
 
-def _first(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Iterable[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+def _first(
+    batches: Iterable[tuple[Example, Tensor]],
+) -> tuple[Iterable[tuple[Example, Tensor]], tuple[Example, Tensor]]:
     """The batches again and the first of them, which is checked."""
     rest = iter(batches)
     first = next(rest, None)
@@ -242,9 +245,10 @@ def module_parameters(graph: Graph, start: str, stop: str) -> tuple[str, ...]:
     >>> module_parameters(trace(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), torch.zeros(1, 2)), "0", "1")
     ('1.weight', '1.bias')
     """
-    first, last = graph.node(start), graph.node(stop)
-    before, upto = graph.ancestors([first]), graph.ancestors([last])
-    if first is last or first not in upto:
+    firsts = graph.inputs if start == "input" else (graph.node(start),)  # "input" is all of several
+    last = graph.node(stop)
+    before, upto = graph.ancestors(firsts), graph.ancestors([last])
+    if last in firsts or not any(first in upto for first in firsts):
         raise ValueError(
             f"start={start!r} is not in front of stop={stop!r}; in forward order: {', '.join(graph.layers)}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeGuard, cast
 
 import torch
 from torch import Tensor, fx
@@ -14,11 +14,12 @@ from revprop.embedding import check_labels
 from revprop.errors import require_finite
 from revprop.graph import Graph, Segment
 from revprop.hardware import channels_last
+from revprop.inputs import Example, count, in_order, rows
 from revprop.reconstruction import Settings, reconstruct
 
 __all__ = ["Loader", "Plan", "batches_of", "prepare", "sample", "wanted_features"]
 
-Loader = Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor]
+Loader = Iterable[tuple[Example, Tensor]] | tuple[Example, Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Plan:
 def prepare(
     graph: Graph,
     plan: Plan,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Example, Tensor]],
     stop: str,
     settings: Settings | None,
     folder: Path,
@@ -64,9 +65,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     columns: list[_Column] = []
     for x, labels in batches:
-        values = graph.check_input(
-            tuple(channels_last(v.to(place)) for v in (x if isinstance(x, tuple | list) else (x,)))
-        )
+        values = graph.check_input(tuple(channels_last(v.to(place)) for v in in_order(x, graph.input_names)))
         with torch.no_grad():
             row = [*plan.prefix(*values), labels.to(place)]
         if settings is not None:
@@ -114,34 +113,39 @@ class _Column:
         return torch.from_file(str(self.path), shared=False, size=count, dtype=self.dtype).view(-1, *self.shape)
 
 
-def batches_of(loader: Loader, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """The loader's batches; of two tensors, in their order.
+def batches_of(loader: Loader, batch_size: int) -> Iterable[tuple[Example, Tensor]]:
+    """The loader's batches; of inputs and labels, in their order.
 
     Raises:
-        ValueError: two tensors of different lengths.
+        ValueError: inputs and labels of different lengths.
 
     >>> [len(y) for _, y in batches_of((torch.zeros(300, 2), torch.zeros(300)), 256)]
     [256, 44]
     """
-    if isinstance(loader, tuple) and len(loader) == 2 and isinstance(loader[1], Tensor):
-        x, y = loader
-        if not isinstance(x, Tensor) or len(x) != len(y):
-            raise ValueError(f"loader: expected inputs and labels of one length, given {len(x)} and {len(y)}")
-        size = max(batch_size, 256)
-        return [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]
-    return loader
+    if not _is_pair(loader):
+        return cast(Iterable[tuple[Example, Tensor]], loader)
+    x, y = loader
+    if count(x) != len(y):
+        raise ValueError(f"expected inputs and labels of one length, given {count(x)} and {len(y)}")
+    size = max(batch_size, 256)
+    return [(rows(x, slice(i, i + size)), y[i : i + size]) for i in range(0, len(y), size)]
 
 
-def sample(loader: Loader, count: int | None, seed: int) -> Loader:
-    """So many of the samples, drawn by the seed, where the loader is two tensors; any other loader as it is.
+def sample(loader: Loader, size: int | None, seed: int) -> Loader:
+    """So many of the samples, drawn by the seed, where the loader is inputs and labels; any other loader as it is.
 
     >>> len(sample((torch.zeros(300, 2), torch.zeros(300)), 20, seed=0)[1])
     20
     """
-    if count is None or not (isinstance(loader, tuple) and len(loader) == 2 and isinstance(loader[1], Tensor)):
+    if size is None or not _is_pair(loader):
         return loader
     x, y = loader
-    if len(x) != len(y):
+    if count(x) != len(y):
         return loader  # to be refused by batches_of
-    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:count]
-    return x[rows.to(x.device)], y[rows.to(y.device)]
+    index = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:size]
+    return rows(x, index), y[index.to(y.device)]
+
+
+def _is_pair(loader: Loader) -> TypeGuard[tuple[Example, Tensor]]:
+    """Inputs and labels themselves, no batches of them."""
+    return isinstance(loader, tuple) and len(loader) == 2 and isinstance(loader[1], Tensor)

@@ -17,6 +17,7 @@ from revprop.errors import near_matches, require_finite
 from revprop.graph import Example, Graph
 from revprop.linear_map import Factor
 from revprop.modes import Mode, NearestPreimage, PaperReconstruction
+from revprop.outputs import Choice
 from revprop.refine import refine as refine_walk
 from revprop.reverse import as_graph, factors_behind, walk
 from revprop.samples import Samples
@@ -176,6 +177,7 @@ def reconstruct(
     *,
     target: Tensor | None = None,
     to: str | Sequence[str] | None = None,
+    output: Choice = None,
     embedding: Literal["nearest", "maximum", "one_hot"] = "nearest",
     rules: Literal["nearest", "paper"] = "nearest",
     strategy: Literal["global", "greedy"] = "global",
@@ -195,9 +197,10 @@ def reconstruct(
 
     Args:
         model: a module, or the graph of :func:`revprop.trace` (which saves tracing again). It is left as it was.
-        x: inputs ``(n, ...)``, or a tuple of them.
+        x: inputs ``(n, ...)``, a tuple of them, or a dict of them by argument name.
         labels: (n,) int64 class indices; or target: the wanted output, the output's shape.
         to: a layer name, several, or None for all layers.
+        output: which output is meant where a module returns several, as :func:`revprop.trace` takes it.
         embedding: how a label becomes wanted logits: nearest | maximum | one_hot (see :func:`revprop.embed_labels`).
         rules: nearest | paper (the published greedy rules).
         damping: greedy: mu relative to the largest singular value squared of each map; 0 for pseudo-inverses.
@@ -224,7 +227,7 @@ def reconstruct(
     (torch.Size([5, 8]), True)
     """
     settings = Settings(embedding, rules, strategy, damping, solver, margin, tolerance, tuple(_names(blocks)), refine)
-    graph = as_graph(model, x)
+    graph = as_graph(model, x, output)
     if (labels is None) == (target is None):
         raise ValueError("give either labels=<class indices> or target=<wanted output>")
     nodes = _nodes(graph, to)

@@ -14,6 +14,7 @@ from revprop.errors import UnsupportedOperatorError
 from revprop.graph import Example, Graph, trace
 from revprop.linear_map import Factor
 from revprop.modes import Mode
+from revprop.outputs import Choice
 from revprop.rules import Call, Fact, Linear, Nonlinear, Pointwise, Refusal, bind, closed, describe, searched, whole
 
 __all__ = ["Coverage", "Step", "check", "factors_behind", "walk"]
@@ -77,11 +78,11 @@ class Coverage:
         return "\n".join([*lines, f"{good} of {len(self.rows)} operators covered{by}: {verdict}"])
 
 
-def check(model: nn.Module | Graph, example: Example | None = None) -> Coverage:
+def check(model: nn.Module | Graph, example: Example | None = None, *, output: Choice = None) -> Coverage:
     """Coverage of a network by reverse rules: every operator, its module, whether it has a closed form.
 
     Args:
-        model: a module (then ``example`` is an input for tracing), or a traced graph.
+        model: a module, or a traced graph. example, output: what :func:`revprop.trace` takes, for a module.
 
     Raises:
         ExportError: where the model cannot be traced.
@@ -92,7 +93,7 @@ def check(model: nn.Module | Graph, example: Example | None = None) -> Coverage:
     relu.default    1       (n, 2)  closed form
     2 of 2 operators covered: everything is covered
     """
-    graph = as_graph(model, example)
+    graph = as_graph(model, example, output)
     return Coverage(tuple((*_name(graph, node), *_kind(graph, node)) for node in _operators(graph)))
 
 
@@ -111,15 +112,17 @@ def _kind(graph: Graph, node: fx.Node) -> tuple[str, str]:
     return "closed form", ""
 
 
-def as_graph(model: nn.Module | Graph, example: Example | None) -> Graph:
+def as_graph(model: nn.Module | Graph, example: Example | None, output: Choice = None) -> Graph:
     """The graph itself, or a model traced on an example."""
     if isinstance(model, Graph):
+        if output is not None:
+            raise ValueError("output: a graph was traced with the output it has; give output= to revprop.trace")
         return model
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module or a revprop.Graph, given {type(model).__name__}")
     if example is None:
         raise ValueError("a module is traced with an example input: give one, or pass the graph of revprop.trace")
-    return trace(model, example)
+    return trace(model, example, output=output)
 
 
 def factors_behind(graph: Graph, mode: Mode, nodes: Iterable[fx.Node], blocks: Sequence[str] = ()) -> list[Step]:
