@@ -30,6 +30,7 @@ LEVELS = [
     {"columns"},
     {"rules"},
     {"modes", "embedding"},
+    {"tasks"},
     {"reverse", "global_solve"},
     {"reconstruction"},
     {"training"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor, fx, nn
 
 from revprop import global_solve
 from revprop.certificate import Certificate, MapCertificate
-from revprop.embedding import EMBEDDINGS, check_labels, embed_labels, shortfall
+from revprop.embedding import EMBEDDINGS
 from revprop.errors import near_matches, require_finite
 from revprop.graph import Example, Graph
 from revprop.linear_map import Factor
 from revprop.modes import Mode, NearestPreimage, PaperReconstruction
 from revprop.reverse import as_graph, factors_behind, walk
+from revprop.tasks import Task, by_sample, infer
 
 __all__ = ["Certificate", "MapCertificate", "Reconstruction", "Settings", "reconstruct"]
 
@@ -132,13 +133,14 @@ class _Certificates(Mapping[str, Certificate]):
         goal, settings = rec.goal, rec.settings
         if goal.labels is not None:
             slack = (
-                1e-4 * outputs.abs().flatten(1).amax(1).clamp_min(1.0)
+                1e-4 * by_sample(outputs).abs().amax(1).clamp_min(1.0)
                 if outputs.numel()
                 else outputs.new_zeros(len(outputs))
             )
-            reached = shortfall(outputs, goal.labels, 0.0) <= slack
+            # a tie holds, as far as single precision tells; where little room is left, that much less
+            reached = goal.task.miss(outputs, goal.labels) <= slack.clamp_max(0.01 * goal.task.room())
             wanted = (
-                embed_labels(outputs, goal.labels, "nearest", goal.margin)
+                goal.task.embed(outputs, goal.labels, "nearest", goal.margin)
                 if settings.embedding == "nearest"
                 else rec.wanted
             )
@@ -162,6 +164,7 @@ def reconstruct(
     model: nn.Module | Graph,
     x: Example,
     labels: Tensor | None = None,
+    task: Task | None = None,
     *,
     target: Tensor | None = None,
     to: str | Sequence[str] | None = None,
@@ -183,13 +186,15 @@ def reconstruct(
     Args:
         model: a module, or the graph of :func:`revprop.trace` (which saves tracing again). It is left as it was.
         x: inputs ``(n, ...)``, or a tuple of them.
-        labels: (n,) int64 class indices; or target: the wanted output, the output's shape.
+        labels: (n,) int64 class indices, or what the task has; or target: the wanted output, the output's shape.
+        task: what the labels are: :class:`revprop.Classification` (where not given, and they are int64; also one label per
+            pixel or token), :class:`revprop.MultiLabel`, :class:`revprop.Regression`.
         to: a layer name, several, or None for all layers.
         embedding: how a label becomes wanted logits: nearest | maximum | one_hot (see :func:`revprop.embed_labels`).
         rules: nearest | paper (the published greedy rules).
         damping: greedy: mu relative to the largest singular value squared of each map; 0 for pseudo-inverses.
         solver: greedy, convolutions: fft (the published approximation) | exact.
-        margin: by how many logits a label is to win (nearest and maximum embedding).
+        margin: by how much a label is to hold (nearest and maximum embedding): by how many logits a class is to win.
         tolerance: global: how tight the constraint is met and how settled the point has to be, relative.
         batch_size: samples worked on at once; results do not depend on it.
 
@@ -217,9 +222,15 @@ def reconstruct(
         require_finite(parameter.detach(), f"parameter {name!r}")
     n = values[0].shape[0]
     if target is not None:
+        if task is not None:
+            raise ValueError(f"task={task} says what labels are, and target= has none: give one of the two")
         _check_target(graph, target, n)
-    if labels is not None:
-        check_labels(torch.empty(n, *graph.shape(graph.output), device="meta"), labels)
+        goal = global_solve.Goal(target=target)
+    else:
+        assert labels is not None
+        task = infer(labels) if task is None else task
+        task.check(torch.empty(n, *graph.shape(graph.output), device="meta"), labels)
+        goal = global_solve.Goal(labels, None, settings.margin, task)
     if settings.strategy == "greedy":
         factors_behind(graph, settings.mode(), nodes.values())  # refuses before any computation
     if batch_size < 1:
@@ -227,17 +238,15 @@ def reconstruct(
     starts = range(0, n, batch_size) if n else [0]
     parts = []
     for start in starts:
-        stop = start + batch_size
-        part_goal = (None if labels is None else labels[start:stop], None if target is None else target[start:stop])
-        parts.append(_reconstruct_batch(graph, tuple(v[start:stop] for v in values), *part_goal, nodes, settings))
+        part = slice(start, start + batch_size)
+        parts.append(_reconstruct_batch(graph, tuple(v[part] for v in values), goal.at(part), nodes, settings))
     return parts[0] if len(parts) == 1 else _join(parts)
 
 
 def _reconstruct_batch(
     graph: Graph,
     values: tuple[Tensor, ...],
-    labels: Tensor | None,
-    target: Tensor | None,
+    goal: global_solve.Goal,
     nodes: dict[str, fx.Node],
     settings: Settings,
 ) -> Reconstruction:
@@ -254,15 +263,16 @@ def _reconstruct_batch(
     recorded.update(zip(graph.inputs, values, strict=True))
     output = recorded[graph.output]
     require_finite(output, "the network's output on this input")
-    if labels is not None:
-        wanted = embed_labels(output, labels, settings.embedding, settings.margin)
-        free = settings.embedding == "nearest"  # any output in which the label wins will do
-        goal = global_solve.Goal(labels, None, settings.margin)
+    if goal.labels is not None:
+        wanted = goal.task.embed(output, goal.labels, settings.embedding, settings.margin)
+        if goal.room == 0:  # one output alone holds
+            goal = global_solve.Goal(target=wanted)
+        free = settings.embedding == "nearest"  # any output that holds will do
         search = goal if free else global_solve.Goal(target=wanted)
     else:
-        assert target is not None
-        require_finite(target, "target")
-        wanted = target.to(output)
+        assert goal.target is not None
+        require_finite(goal.target, "target")
+        wanted = goal.target.to(output)
         goal = search = global_solve.Goal(target=wanted)
     held = {layer: tuple(recorded[n] for n in by_pass[layer]) for layer in nodes}
     features, steps = {}, {}
@@ -298,10 +308,10 @@ def _join(parts: list[Reconstruction]) -> Reconstruction:
         return torch.cat(of)
 
     first = parts[0]
-    goal = global_solve.Goal(
-        None if first.goal.labels is None else join([p.goal.labels for p in parts]),  # type: ignore[misc]
-        None if first.goal.target is None else join([p.goal.target for p in parts]),  # type: ignore[misc]
-        first.goal.margin,
+    goal = replace(
+        first.goal,
+        labels=None if first.goal.labels is None else join([p.goal.labels for p in parts]),  # type: ignore[misc]
+        target=None if first.goal.target is None else join([p.goal.target for p in parts]),  # type: ignore[misc]
     )
     return Reconstruction(
         first.graph,
@@ -357,7 +367,7 @@ def _maps(graph: Graph, settings: Settings, node: fx.Node) -> tuple[MapCertifica
 
 
 def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1) if x.numel() else x.new_zeros(len(x))
+    return by_sample(x).norm(dim=1) if x.numel() else x.new_zeros(len(x))
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
