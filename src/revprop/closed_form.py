@@ -315,7 +315,7 @@ def solve(
                     graph,
                     layer,
                     list(zip(*(t.split(batch_size) for t in drawn), strict=True)),
-                    partial(task.embed, embedding=embedding, margin=margin),
+                    partial(_embed, task=task, embedding=embedding, margin=margin),
                     damping,
                     memory,
                     # there the least-squares problem is that of the outputs themselves, and what is wanted is a convex set
@@ -360,6 +360,11 @@ def _refit(
             return residual
     write(graph, old)
     return residual
+
+
+def _embed(outputs: Tensor, labels: Tensor, task: Task, embedding: str, margin: float) -> Tensor:
+    require_finite(outputs, "the network's output on this input")
+    return task.embed(outputs, labels, embedding, margin)
 
 
 def write(graph: Graph, parameters: Mapping[str, Tensor]) -> None:

@@ -30,9 +30,7 @@ from revprop.tasks import Classification, Task, by_sample
 __all__ = ["Goal", "Options", "Solution", "solve"]
 
 
-DENSE_OUTPUTS = (
-    64  # more outputs than this are solved for without the rows of the Jacobian, but for one label per sample
-)
+DENSE_OUTPUTS = 64  # with more, and not one label per sample, the rows of the Jacobian are done without
 
 
 @dataclass(frozen=True)
@@ -241,12 +239,12 @@ class _Search:
         return ~(still | settled)
 
     def _move(self, todo: Tensor, x: Tensor, outputs: Tensor, goal: Goal, moving: Tensor, k: int) -> None:
+        if outputs[0].numel() > DENSE_OUTPUTS and (goal.labels is None or goal.labels[0].numel() > 1):
+            self._move_iteratively(todo, x, outputs, goal, moving, k)
+            return
         with torch.enable_grad():
             missing = goal.missing(outputs)
             each = missing.flatten(1)
-        if outputs[0].numel() > DENSE_OUTPUTS and (goal.labels is None or missing.shape[1] > 1):
-            self._move_iteratively(todo, x, outputs, goal, moving, k)
-            return
         bounds, chosen = self._constraints(todo, missing.detach(), goal)
         jacobian = self._jacobian(x, each, chosen)
         at = todo[moving]

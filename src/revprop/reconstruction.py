@@ -132,6 +132,8 @@ class _Certificates(Mapping[str, Certificate]):
             outputs = suffix(features, *rec._held[layer])[0]
         goal, settings = rec.goal, rec.settings
         if goal.labels is not None:
+            if settings.embedding == "nearest":
+                require_finite(outputs, f"the network's output on the wanted features of {layer!r}")
             slack = (
                 1e-4 * by_sample(outputs).abs().amax(1).clamp_min(1.0)
                 if outputs.numel()
