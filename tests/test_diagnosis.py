@@ -14,7 +14,7 @@ from training_cases import Residual, changed, digits, digits_network, residual_d
 from revprop import NonFiniteError, diagnose, reconstruct, trace
 from revprop.diagnosis import Diagnosis, blocks
 from revprop.graph import Graph
-from revprop.reconstruction import Settings
+from revprop.settings import Settings
 
 BLOCKS = ("conv1", "conv2", "fc1", "fc2")
 WAYS = [

@@ -30,9 +30,9 @@ from revprop.experiments.post_training_run import PostTrainingRun
 from revprop.experiments.reconstruction_quality import RESNET20, ReconstructionQuality, other_labels
 from revprop.graph import trace
 from revprop.networks import NETWORKS, load_weights
-from revprop.reconstruction import Settings
 from revprop.report import write_report
 from revprop.runs import RunStore
+from revprop.settings import Settings
 
 SMALL = Baseline("digits", "digits", epochs=2, batch_size=64)
 BLOCKS = ["conv1", "conv2", "fc1", "fc2"]

@@ -22,13 +22,14 @@ from revprop.experiments.post_training_grid import PostTrainingGrid
 from revprop.graph import trace
 from revprop.networks import load_weights
 from revprop.post_training import post_train
-from revprop.reconstruction import Settings, reconstruct
+from revprop.reconstruction import reconstruct
 from revprop.report.figures import GREEN, VERMILLION, figure_to_svg
 from revprop.report.grid import Grid
 from revprop.report.page import write_page
 from revprop.report.study_drawings import by_stage, embeddings, stage_boxes, stage_maps
 from revprop.report.study_figures import sections
 from revprop.runs import RunStore
+from revprop.settings import Settings
 from revprop.sweep import SweepError
 from revprop.training import Training, accuracy_of, train_baseline
 

@@ -403,6 +403,18 @@ def test_targets_with_many_outputs_are_met(outputs: int, scale: float) -> None:
     assert bool((norm(rec["0"] - rec.recorded["0"]) <= 1.3 * norm(step)).all())
 
 
+def test_targets_with_many_outputs_are_met_behind_a_convolution() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 70)).double()
+    x = torch.randn(5, 1, 8, 8, dtype=F64)
+    target = net(x + 0.3 * torch.randn_like(x)).detach()
+    rec = revprop.reconstruct(net, x, target=target, to="1")
+    assert bool(rec.certificates["1"].reached.all())
+    step = torch.linalg.pinv(net[3].weight.detach()) @ (target - net(x)).detach().unsqueeze(
+        -1
+    )  # what is behind is linear
+    torch.testing.assert_close(norm(rec["1"] - rec.recorded["1"]), norm(step), rtol=1e-3, atol=0)
+
+
 def test_images_reach_another_label_through_a_residual_network() -> None:
     net = lively("resnet20")
     x = torch.randn(4, 3, 32, 32)

@@ -168,6 +168,15 @@ def test_more_outputs_than_are_inverted_densely() -> None:
     assert result.history[-1].accuracy > result.history[0].accuracy + 0.02  # type: ignore[operator]
 
 
+def test_more_outputs_than_are_inverted_densely_behind_a_convolution() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 70)).double()
+    x = torch.randn(90, 1, 6, 6, dtype=F64)
+    y = nn.Sequential(nn.Flatten(), nn.Linear(36, 70)).double()(x).argmax(1)
+    result = solved(model, (x, y), "input", "output", validation=(x, y))
+    assert set(result.trained) == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    assert result.history[-1].accuracy > result.history[0].accuracy + 0.02  # type: ignore[operator]
+
+
 # -- which samples are seen -------------------------------------------------------------------------
 
 

@@ -8,18 +8,22 @@ from revprop.graph import Graph, trace
 from revprop.post_training import PostTraining, post_train
 from revprop.reconstruction import Reconstruction, reconstruct
 from revprop.reverse import check
+from revprop.tasks import Classification, MultiLabel, Regression
 from revprop.training import Training, TrainingDivergedError, train_baseline
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Classification",
     "ClosedForm",
     "Diagnosis",
     "ExportError",
     "Graph",
+    "MultiLabel",
     "NonFiniteError",
     "PostTraining",
     "Reconstruction",
+    "Regression",
     "Training",
     "TrainingDivergedError",
     "UnsupportedOperatorError",

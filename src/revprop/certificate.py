@@ -27,8 +27,9 @@ class Certificate:
 
     Attributes:
         residual: (n,) the distance of the network's output on the wanted features from the wanted output (labels with the
-            nearest embedding: from the outputs in which the label wins by the margin); 0 is exact, in the output's units.
-        reached: (n,) labels: whether the label wins or ties; targets: whether the residual is below 0.1 % of what it was.
+            nearest embedding: from the outputs that hold by the margin); 0 is exact, in the output's units.
+        reached: (n,) labels: whether the label wins or ties (all of a sample's labels hold; to 1 % of a regression's
+            tolerance); targets, and values without a tolerance: whether the residual is below 0.1 % of what it was.
         deviation: (n,) |a* - a^| / |a^|.
         strategy, solver, damping: what was used ("dual active set" for the global strategy).
         steps: (n,) linearisations the global strategy took, or sweeps of ``refine``; None for one greedy walk.

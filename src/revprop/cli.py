@@ -21,7 +21,6 @@ from revprop.experiments.catalogue import CATALOGUE, settings_of, study
 from revprop.experiments.post_training_grid import Way
 from revprop.graph import Graph, trace
 from revprop.networks import load_weights
-from revprop.reconstruction import Settings
 from revprop.report import (
     diagnosis_table,
     reconstruction_table,
@@ -31,6 +30,7 @@ from revprop.report import (
     write_report,
 )
 from revprop.runs import RunStore
+from revprop.settings import Settings
 
 __all__ = ["main"]
 

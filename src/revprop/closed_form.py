@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, fx
 
 from revprop.columns import Columns, columns_of
-from revprop.embedding import embed_labels
 from revprop.errors import require_finite
 from revprop.graph import Graph, Segment
 from revprop.hardware import StepMemory, clock
 from revprop.krylov import least_squares
 from revprop.rules.registry import Linear, Refusal, bind, closed
+from revprop.tasks import Classification, Task, by_sample
 
 __all__ = ["ClosedForm", "Refit", "refits", "smallest_change", "solve", "write"]
 
@@ -44,7 +44,7 @@ class ClosedForm:
     """Settings of closed-form post-training. Several margins or dampings are tried one by one, and unseen data chooses.
 
     Attributes:
-        margins: by how much a label is to win, in logits. dampings: mu, relative to the mean diagonal of G.
+        margins: by how much a label is to hold (win, in logits). dampings: mu, relative to the mean diagonal of G.
         sweeps: so many rounds over the layers. per_sweep: each round on so many samples, the next ones in a shuffled order.
         samples: so many of the training samples are used at all; None for all.
     """
@@ -177,7 +177,7 @@ def smallest_change(
     z = z.detach().requires_grad_()
     with torch.enable_grad():
         outputs = behind(z, *held)
-    missing = (wanted(outputs.detach()) - outputs.detach()).flatten(1)
+    missing = by_sample(wanted(outputs.detach()) - outputs.detach())
     if outputs is z:
         return missing.view(z.shape)
     width = missing.shape[1]
@@ -277,11 +277,12 @@ def solve(
     embedding: str = "nearest",
     seed: int = 0,
     batch_size: int = 256,
+    task: Task = Classification(),
 ) -> tuple[list[Sweep], int]:
     """Refits the layers in turn, in place, sweep by sweep, for each margin and damping; leaves the best state in the model.
 
     Args:
-        layers: from :func:`refits`. data: the frozen values and, last, the labels (n,).
+        layers: from :func:`refits`. data: the frozen values and, last, the labels of the task.
         score: the accuracy of the model as it is on unseen data; None: the first margin and damping, all sweeps.
 
     Returns:
@@ -314,7 +315,7 @@ def solve(
                     graph,
                     layer,
                     list(zip(*(t.split(batch_size) for t in drawn), strict=True)),
-                    partial(_embed, embedding=embedding, margin=margin),
+                    partial(_embed, task=task, embedding=embedding, margin=margin),
                     damping,
                     memory,
                     # there the least-squares problem is that of the outputs themselves, and what is wanted is a convex set
@@ -361,8 +362,9 @@ def _refit(
     return residual
 
 
-def _embed(outputs: Tensor, labels: Tensor, embedding: str, margin: float) -> Tensor:
-    return embed_labels(outputs, labels, embedding, margin)
+def _embed(outputs: Tensor, labels: Tensor, task: Task, embedding: str, margin: float) -> Tensor:
+    require_finite(outputs, "the network's output on this input")
+    return task.embed(outputs, labels, embedding, margin)
 
 
 def write(graph: Graph, parameters: Mapping[str, Tensor]) -> None:

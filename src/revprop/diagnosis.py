@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from revprop.graph import Graph
 from revprop.inputs import Example
 from revprop.prefix import batches_of
-from revprop.reconstruction import Settings, reconstruct
+from revprop.reconstruction import reconstruct
 from revprop.reverse import as_graph
+from revprop.settings import Settings
+from revprop.tasks import Task, infer
 
 __all__ = ["Diagnosis", "LayerDiagnosis", "blocks", "diagnose"]
 
@@ -23,7 +25,8 @@ class LayerDiagnosis:
 
     Attributes:
         layer: its name. deviation: (n,) |wanted - recorded| / |recorded|. reached: (n,) whether the wanted features, run
-            forward again, give the label. maps: (features...) mean |recorded - wanted| per entry, as in FR-PT Fig. 4.
+            forward again, give the label (all that a sample has). maps: (features...) mean |recorded - wanted| per entry, as
+            in FR-PT Fig. 4.
         steps: (n,) linearisations of the global strategy; None for greedy.
     """
 
@@ -36,15 +39,27 @@ class LayerDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What :func:`diagnose` returns: ``layers`` in forward order, and ``wrong`` (n,) where the network misses the label."""
+    """What :func:`diagnose` returns: ``layers`` in forward order, and ``wrong`` (n,) where the network misses a label.
+
+    Attributes:
+        counts: (n, 2) how many of a sample's labels the network gets right, and how many count; None: one per sample.
+    """
 
     layers: tuple[LayerDiagnosis, ...]
     wrong: Tensor
+    counts: Tensor | None = None
 
     @property
     def accuracy(self) -> float:
-        """The share of samples the network gets right."""
+        """The share of labels the network gets right."""
+        if self.counts is not None and not self._one_each:
+            right, counted = self.counts.sum(0).tolist()
+            return right / counted if counted else 0.0
         return 1 - float(self.wrong.double().mean()) if len(self.wrong) else 0.0
+
+    @property
+    def _one_each(self) -> bool:
+        return self.counts is None or bool((self.counts[:, 1] == 1).all())
 
     def rows(self) -> list[dict[str, object]]:
         """For tables: per layer its deviations, whether reached, and which samples were wrong."""
@@ -54,9 +69,10 @@ class Diagnosis:
         ]
 
     def __str__(self) -> str:
+        labels = "" if self.counts is None or self._one_each else f"{int(self.counts[:, 1].sum())} labels of "
         width = max([5, *(len(d.layer) for d in self.layers)])
         lines = [
-            f"accuracy {100 * self.accuracy:.2f} % of {len(self.wrong)} samples",
+            f"accuracy {100 * self.accuracy:.2f} % of {labels}{len(self.wrong)} samples",
             f"{'layer':<{width}}  deviation  of wrong ones  reached",
         ]
         for d in self.layers:
@@ -83,6 +99,7 @@ def diagnose(
     batches: Iterable[tuple[Example, Tensor]] | tuple[Example, Tensor],
     layers: Sequence[str] | None = None,
     settings: Settings = Settings(),
+    task: Task | None = None,
 ) -> Diagnosis:
     """How far each layer's features are from the nearest ones that give the label.
 
@@ -90,7 +107,7 @@ def diagnose(
         model: a module, or the graph of :func:`revprop.trace`.
         batches: (inputs, labels) pairs, gone through once; or the two tensors.
         layers: names; the model's blocks where not given.
-        settings: how to reconstruct.
+        settings: how to reconstruct. task: what the labels are, as for :func:`revprop.reconstruct`.
 
     Returns:
         A :class:`Diagnosis`; ``str()`` prints a table.
@@ -103,13 +120,14 @@ def diagnose(
     >>> [d.layer for d in report.layers]
     ['0', '1', '2']
     """
-    graph, collected, wrong = None, {}, []  # type: ignore[var-annotated]
+    graph, collected, counts = None, {}, []  # type: ignore[var-annotated]
     options = dict(vars(settings))
     for x, labels in batches_of(batches, 256):
         graph = as_graph(model, x) if graph is None else graph
         chosen = tuple(layers) if layers is not None else blocks(graph)
-        result = reconstruct(graph, x, labels, to=chosen, **options)
-        wrong.append(result.output.argmax(1) != labels)
+        stated = infer(labels) if task is None else task
+        result = reconstruct(graph, x, labels, stated, to=chosen, **options)
+        counts.append(torch.stack(stated.right(result.output, labels), 1))
         for layer in chosen:
             certificate = result.certificates[layer]
             absolute = (result.recorded[layer] - result[layer]).abs().sum(0, dtype=torch.float64)
@@ -118,11 +136,12 @@ def diagnose(
             )
     if graph is None:
         raise ValueError("batches: expected (inputs, labels) pairs; there was none")
-    all_wrong = torch.cat(wrong)
+    all_counts = torch.cat(counts)
+    wrong = all_counts[:, 0] < all_counts[:, 1]
     found = []
     for layer, parts in collected.items():
         deviations, reached, differences, steps = (list(column) for column in zip(*parts, strict=True))
         taken = None if steps[0] is None else torch.cat(steps)
-        maps = torch.stack(differences).sum(0) / max(len(all_wrong), 1)
+        maps = torch.stack(differences).sum(0) / max(len(wrong), 1)
         found.append(LayerDiagnosis(layer, torch.cat(deviations), torch.cat(reached), maps, taken))
-    return Diagnosis(tuple(found), all_wrong)
+    return Diagnosis(tuple(found), wrong, all_counts)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from revprop.errors import near_matches, require_finite
 
-__all__ = ["EMBEDDINGS", "check_labels", "embed_labels", "shortfall"]
+__all__ = ["EMBEDDINGS", "Embedding", "check_labels", "embed_labels", "shortfall"]
 
 
 def embed_labels(logits: Tensor, labels: Tensor, embedding: str = "nearest", margin: float = 0.0) -> Tensor:
@@ -76,7 +76,7 @@ def shortfall(logits: Tensor, labels: Tensor, margin: float = 0.0) -> Tensor:
     return others.amax(1) + margin - own
 
 
-def _nearest(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
+def _nearest(logits: Tensor, labels: Tensor, margin: float | Tensor) -> Tensor:
     label = labels[:, None]
     own = logits.gather(1, label)
     # the label's own entry takes no part in the sort: -inf is never active
@@ -92,7 +92,7 @@ def _nearest(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     return torch.where(k > 0, lowered.scatter(1, label, own + rise), logits)
 
 
-def _maximum(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
+def _maximum(logits: Tensor, labels: Tensor, margin: float | Tensor) -> Tensor:
     label = labels[:, None]
     if logits.shape[1] == 1:
         return logits.clone()
@@ -100,11 +100,12 @@ def _maximum(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     return logits.scatter(1, label, torch.maximum(logits.gather(1, label), others))
 
 
-def _one_hot(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
+def _one_hot(logits: Tensor, labels: Tensor, margin: float | Tensor) -> Tensor:
     return torch.zeros_like(logits).scatter(1, labels[:, None], 1.0)
 
 
-EMBEDDINGS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+Embedding = Callable[[Tensor, Tensor, float | Tensor], Tensor]  # the margin: a number, or (n, 1)
+EMBEDDINGS: dict[str, Embedding] = {
     "nearest": _nearest,
     "maximum": _maximum,
     "one_hot": _one_hot,

@@ -4,11 +4,16 @@ For a layer's features ``a^`` and the network behind it ``f``:
 
     a* = argmin |a - a^|   subject to   f_y(a) >= f_i(a) + margin for all i     (a label), or   f(a) = z*   (a target).
 
+Other tasks have other linear constraints on the outputs: :mod:`revprop.tasks`.
+
 Sequential quadratic programming in the dual: linearise f at the current point, project the *recorded* features onto the
 linearised constraints (a few dual variables: only classes that beat the label, or whose constraint pushed in the step before,
 need a row of the Jacobian), step there under a trust region, repeat until the label really wins and the point stops moving.
 Where pulling towards the recorded features does not get there, steps accumulate first and are shortened afterwards. Samples
 that are right already are not touched. It is to features what DeepFool (Moosavi-Dezfooli, Fawzi, Frossard, 2016) is to inputs.
+
+Many outputs (a label per pixel) have too many rows. There a step makes equations of the constraints that are active, those that
+the outputs violate once the forces of the step before are taken away, and solves them by Jacobian products alone.
 """
 
 from __future__ import annotations
@@ -19,28 +24,34 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from revprop.embedding import shortfall
-from revprop.krylov import least_squares
+from revprop.krylov import least_squares_and_dual
+from revprop.tasks import Classification, Task, by_sample
 
 __all__ = ["Goal", "Options", "Solution", "solve"]
 
 
-DENSE_OUTPUTS = 64  # targets with more outputs than this are solved without the rows of the Jacobian
+DENSE_OUTPUTS = 64  # with more, and not one label per sample, the rows of the Jacobian are done without
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What the outputs should be: labels that win by a margin, or target outputs (exactly one of the two).
+    """What the outputs should be: labels that hold by a margin, or target outputs (exactly one of the two).
 
     Attributes:
-        labels: (n,) class indices. target: (n, ...) outputs. margin: in logits.
+        labels: (n, ...), as the task has them. target: (n, ...) outputs. margin: in the outputs' units. task: of the labels.
     """
 
     labels: Tensor | None = None
     target: Tensor | None = None
     margin: float = 0.0
+    task: Task = Classification()
 
-    def at(self, index: Tensor) -> Goal:
+    @property
+    def room(self) -> float:
+        """How far beyond the threshold one can aim: :meth:`revprop.tasks.Task.room`."""
+        return self.task.room(self.margin) if self.labels is not None else 0.0
+
+    def at(self, index: Tensor | slice) -> Goal:
         """The goal of some of the samples."""
         return replace(
             self,
@@ -51,9 +62,23 @@ class Goal:
     def miss(self, outputs: Tensor) -> Tensor:
         """(n,): how far each output is from its goal; not above 0 where it is met (labels), the distance (targets)."""
         if self.labels is not None:
-            return shortfall(outputs, self.labels, self.margin)
+            return self.task.miss(outputs, self.labels, self.margin)
         assert self.target is not None
-        return (outputs - self.target).flatten(1).norm(dim=1)
+        return by_sample(outputs - self.target).norm(dim=1)
+
+    def missing(self, outputs: Tensor) -> Tensor:
+        """(n, groups, k): what each constraint (labels) or equation (targets) misses, differentiable."""
+        if self.labels is not None:
+            return self.task.missing(outputs, self.labels, self.margin)
+        assert self.target is not None
+        return by_sample(self.target - outputs).unsqueeze(2)
+
+    def wanted(self, outputs: Tensor, beyond: Tensor) -> Tensor:
+        """The nearest outputs that meet the goal, labels ``beyond`` (n,) their margin; differentiable."""
+        if self.labels is not None:
+            return self.task.embed(outputs, self.labels, "nearest", self.margin + beyond)
+        assert self.target is not None
+        return self.target
 
 
 @dataclass(frozen=True)
@@ -103,7 +128,7 @@ def solve(
         A :class:`Solution`. Where the goal is not met in ``options.steps`` steps, the nearest miss found.
     """
     scale = (
-        torch.finfo(recorded.dtype).eps ** 0.75 * outputs.flatten(1).abs().amax(1).clamp_min(1.0)
+        torch.finfo(recorded.dtype).eps ** 0.75 * by_sample(outputs).abs().amax(1).clamp_min(1.0)
         if outputs.numel()
         else outputs.new_zeros(outputs.shape[0])
     )
@@ -140,8 +165,8 @@ class _Search:
         n = len(recorded)
         self.first = first
         # labels: aim a little beyond the threshold, so that the label wins in the arithmetic at hand, too
-        self.aim = torch.maximum(0.5 * options.tolerance * first.clamp_min(0), scale)
-        self.size = recorded.flatten(1).norm(dim=1).clamp_min(torch.finfo(recorded.dtype).tiny ** 0.5)
+        self.aim = torch.maximum(0.5 * options.tolerance * first.clamp_min(0), scale).clamp_max(0.5 * goal.room)
+        self.size = by_sample(recorded).norm(dim=1).clamp_min(torch.finfo(recorded.dtype).tiny ** 0.5)
         self.x = recorded.clone()
         self.trust = options.trust * self.size
         self.best = recorded.clone()
@@ -153,7 +178,8 @@ class _Search:
         self.pulled = torch.ones_like(self.best_met)
         self.last_miss = torch.full_like(self.best_distance, torch.inf)
         self.last_step = torch.zeros_like(recorded)
-        self.rows: Tensor | None = None
+        self.rows: Tensor | None = None  # which constraints pushed in the step before; with many outputs:
+        self.force: Tensor | None = None  # how hard they pushed, on each output and in its units
 
     def run(self) -> None:
         todo = torch.arange(len(self.recorded), device=self.recorded.device)
@@ -191,7 +217,7 @@ class _Search:
     def _judge(self, todo: Tensor, x: Tensor, outputs: Tensor, goal: Goal) -> Tensor:
         """Keeps the nearest point that meets the goal (else the nearest miss); says which samples go on."""
         miss = goal.miss(outputs)
-        distance = (x - self.recorded[todo]).flatten(1).norm(dim=1)
+        distance = by_sample(x - self.recorded[todo]).norm(dim=1)
         tolerance = self.options.tolerance
         if goal.labels is not None:
             met = miss <= 0
@@ -207,17 +233,20 @@ class _Search:
         at = todo[better]
         self.best[at], self.best_outputs[at] = x[better], outputs[better]
         self.best_distance[at], self.best_met[at], self.best_miss[at] = distance[better], met[better], miss[better]
-        step = self.last_step[todo].flatten(1).norm(dim=1)
+        step = by_sample(self.last_step[todo]).norm(dim=1)
         # only a point that was projected from the recorded features can be the nearest; accumulated steps are shortened first
         still = tight & self.pulled[todo] & ((step <= 4 * tolerance * distance) | (self.taken[todo] <= 1))
         return ~(still | settled)
 
     def _move(self, todo: Tensor, x: Tensor, outputs: Tensor, goal: Goal, moving: Tensor, k: int) -> None:
-        if goal.labels is None and outputs[0].numel() > DENSE_OUTPUTS:
+        if outputs[0].numel() > DENSE_OUTPUTS and (goal.labels is None or goal.labels[0].numel() > 1):
             self._move_iteratively(todo, x, outputs, goal, moving, k)
             return
-        rows, bounds, classes = self._constraints(todo, outputs, goal)
-        jacobian = self._jacobian(x, outputs, rows)
+        with torch.enable_grad():
+            missing = goal.missing(outputs)
+            each = missing.flatten(1)
+        bounds, chosen = self._constraints(todo, missing.detach(), goal)
+        jacobian = self._jacobian(x, each, chosen)
         at = todo[moving]
         x, jacobian, b = x.detach()[moving], jacobian[moving], bounds[moving]
         away = self._away(at, x, k)
@@ -238,28 +267,45 @@ class _Search:
         else:
             dual = _nonnegative(gram, b)
             assert self.rows is not None
-            # a class whose constraint holds without force is dropped until it beats the label again
-            self.rows[at] = torch.zeros_like(self.rows[at]).scatter(1, classes[moving], dual > 0)
+            # a constraint that holds without force is dropped until it is violated again
+            self.rows[at] = torch.zeros_like(self.rows[at]).scatter(1, chosen[moving], dual > 0)
         self._step(at, x, (jacobian.mT @ dual.unsqueeze(-1)).squeeze(-1) - away)
 
     def _move_iteratively(self, todo: Tensor, x: Tensor, outputs: Tensor, goal: Goal, moving: Tensor, k: int) -> None:
-        """The same for targets with many outputs: the least-squares solution of smallest norm by conjugate gradients on the
-        normal equations; their products are a vector-Jacobian and a Jacobian-vector product (the latter by differentiating
-        the former, which is linear, once more)."""
-        assert goal.target is not None
-        probe = torch.zeros_like(outputs, requires_grad=True)
-        pulled = torch.autograd.grad(outputs, x, probe, create_graph=True)[0]
+        """The same for many outputs: the least-squares solution of smallest norm by conjugate gradients on the normal
+        equations; their products are a vector-Jacobian and a Jacobian-vector product (the latter by differentiating the
+        former, which is linear, once more).
+
+        Of labels the active constraints are the face of the wanted set that is nearest to the outputs less the forces on them
+        (a primal-dual active set); the derivative of ``out - wanted(out)`` projects onto the normals of that face."""
+        if self.force is None:
+            self.force = outputs.new_zeros((len(self.x), *outputs.shape[1:]))
+        with torch.enable_grad():
+            out = outputs - self.force[todo]
+            wanted = goal.wanted(out, self.aim[todo])
+            off = out - wanted
+        probe = torch.zeros_like(off, requires_grad=True)
+        pulled = torch.autograd.grad(off, x, probe, create_graph=True)[0]
+
+        def normal(y: Tensor) -> Tensor:
+            return torch.autograd.grad(off, outputs, y, retain_graph=True)[0]
 
         def transposed(y: Tensor) -> Tensor:
-            return torch.autograd.grad(outputs, x, y, retain_graph=True)[0]
+            return torch.autograd.grad(off, x, y, retain_graph=True)[0]
 
         def forward(v: Tensor) -> Tensor:
             return torch.autograd.grad(pulled, probe, v, retain_graph=True)[0]
 
         away = self._away(todo, x.detach(), k).view(x.shape)
-        missing = goal.target - outputs.detach() + forward(away)
-        change = least_squares(forward, transposed, missing, 1e-3 * self.options.tolerance, limit=200)
-        change = (change - away).flatten(1)
+        missing = normal((wanted - outputs).detach()) + forward(away)
+        change, dual = least_squares_and_dual(forward, transposed, missing, 1e-3 * self.options.tolerance, limit=200)
+        if goal.labels is not None:
+            pull = by_sample(normal(dual))
+            # in the outputs' units: a constraint that pulled is kept until it holds by about as much as was missing
+            units = by_sample(missing).norm(dim=1) / pull.norm(dim=1).clamp_min(torch.finfo(pull.dtype).tiny)
+            force = (units[:, None] * pull).clamp(-0.5 * goal.room, 0.5 * goal.room).view(outputs.shape)
+            self.force[todo[moving]] = force[moving]
+        change = by_sample(change - away)
         self._step(todo[moving], x.detach()[moving], change[moving])
 
     def _away(self, at: Tensor, x: Tensor, k: int) -> Tensor:
@@ -267,7 +313,7 @@ class _Search:
         accumulate."""
         pull = (k < self.options.pull) | self.best_met[at]
         self.pulled[at] = pull
-        return torch.where(pull[:, None], (x - self.recorded[at]).flatten(1), 0.0)
+        return torch.where(pull[:, None], by_sample(x - self.recorded[at]), 0.0)
 
     def _step(self, at: Tensor, x: Tensor, step: Tensor) -> None:
         length = step.norm(dim=1)
@@ -278,48 +324,38 @@ class _Search:
         self.last_step[at] = step
         self.x[at] = x + step
 
-    def _constraints(self, todo: Tensor, outputs: Tensor, goal: Goal) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (n, k, outputs) of the linear constraints on the outputs, what is missing (n, k; -inf: no constraint), and the
-        output each row is about (n, k)."""
-        out = outputs.detach()
+    def _constraints(self, todo: Tensor, missing: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+        """What the constraints that count miss (n, k; -inf: no constraint), and which of all they are (n, k)."""
         if goal.labels is None:
-            assert goal.target is not None
-            width = out[0].numel()
-            rows = torch.eye(width, dtype=out.dtype, device=out.device).expand(len(out), -1, -1)
-            return rows, (goal.target - out).flatten(1), torch.arange(width, device=out.device).expand(len(out), -1)
-        label = goal.labels[:, None]
-        missing = out + goal.margin - out.gather(1, label) + self.aim[todo][:, None]
-        missing = missing.scatter(1, label, -torch.inf)
+            missing = missing.flatten(1)
+            return missing, torch.arange(missing.shape[1], device=missing.device).expand(missing.shape)
+        missing = missing + self.aim[todo][:, None, None]
+        active, missing = _active(missing).flatten(1), missing.flatten(1)
         if self.rows is None:
-            self.rows = torch.zeros(len(self.x), out.shape[1], dtype=torch.bool, device=out.device)
-        active = _active(missing) | self.rows[todo]
+            self.rows = torch.zeros(len(self.x), missing.shape[1], dtype=torch.bool, device=missing.device)
+        active = active | self.rows[todo]
         k = max(int(active.sum(1).max()), 1)
         order = torch.where(active, missing, -torch.inf).topk(k, dim=1)
-        chosen = torch.zeros(len(out), k, out.shape[1], dtype=out.dtype, device=out.device)
-        chosen.scatter_(2, order.indices.unsqueeze(-1), -1.0)
-        chosen.scatter_add_(
-            2, label[:, None, :].expand(-1, k, -1), torch.ones(len(out), k, 1, dtype=out.dtype, device=out.device)
-        )
-        return chosen, order.values, order.indices
+        return order.values, order.indices
 
-    def _jacobian(self, x: Tensor, outputs: Tensor, rows: Tensor) -> Tensor:
-        """(n, k, features): one vector-Jacobian product per row, all samples at once."""
+    def _jacobian(self, x: Tensor, missing: Tensor, chosen: Tensor) -> Tensor:
+        """(n, k, features): of what the chosen constraints are about, one vector-Jacobian product each, all samples at once."""
         parts = []
-        for j in range(rows.shape[1]):
-            last = j == rows.shape[1] - 1
-            gradient = torch.autograd.grad(outputs, x, rows[:, j].view_as(outputs), retain_graph=not last)[0]
-            parts.append(gradient.flatten(1))
+        for j in range(chosen.shape[1]):
+            last = j == chosen.shape[1] - 1
+            row = torch.zeros_like(missing).scatter_(1, chosen[:, j : j + 1], -1.0)
+            parts.append(by_sample(torch.autograd.grad(missing, x, row, retain_graph=not last)[0]))
         return torch.stack(parts, 1)
 
 
 def _active(missing: Tensor) -> Tensor:
-    """The classes that are active in the nearest embedding of logits whose shortfalls against the label are given."""
-    d, order = missing.sort(dim=1, descending=True)
+    """The constraints that are active in the nearest embedding, given what they miss, group by group (n, groups, k)."""
+    d, order = missing.sort(dim=-1, descending=True)
     positive = d > 0
-    sums = torch.where(positive, d, 0.0).cumsum(1)
-    count = torch.arange(1, d.shape[1] + 1, device=d.device, dtype=d.dtype)
+    sums = torch.where(positive, d, 0.0).cumsum(-1)
+    count = torch.arange(1, d.shape[-1] + 1, device=d.device, dtype=d.dtype)
     active = positive & (sums < (count + 1) * d)
-    return torch.zeros_like(active).scatter(1, order, active)
+    return torch.zeros_like(active).scatter(-1, order, active)
 
 
 def _nonnegative(gram: Tensor, b: Tensor, rounds: int = 30) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["conjugate_gradients", "largest_square", "least_squares"]
+__all__ = ["conjugate_gradients", "largest_square", "least_squares", "least_squares_and_dual"]
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -31,11 +31,11 @@ def conjugate_gradients(
         if not bool(going.any()):
             break
         q = operator(p)
-        length = torch.where(going, rho / _dot(p, q), 0.0).nan_to_num(0.0, 0.0, 0.0)
+        length = _like(torch.where(going, rho / _dot(p, q), 0.0).nan_to_num(0.0, 0.0, 0.0), b)
         x, r = x + length * p, r - length * q
         s = precondition(r)
         new = _dot(r, s)
-        p, rho = s + torch.where(going, new / rho, 0.0).nan_to_num(0.0, 0.0, 0.0) * p, new
+        p, rho = s + _like(torch.where(going, new / rho, 0.0).nan_to_num(0.0, 0.0, 0.0), b) * p, new
     return x
 
 
@@ -50,9 +50,21 @@ def least_squares(
     >>> least_squares(lambda x: x.sum(1, keepdim=True), lambda y: y.expand(-1, 2), torch.ones(1, 1))
     tensor([[0.5000, 0.5000]])
     """
+    return least_squares_and_dual(apply, adjoint, b, tolerance, limit)[0]
+
+
+def least_squares_and_dual(
+    apply: Operator, adjoint: Operator, b: Tensor, tolerance: float | None = None, limit: int = 2000
+) -> tuple[Tensor, Tensor]:
+    """The same ``x``, and a ``y`` with ``x = adjoint(y)``: how hard each equation pulls.
+
+    >>> least_squares_and_dual(lambda x: 2 * x, lambda y: 2 * y, torch.ones(1, 2))
+    (tensor([[0.5000, 0.5000]]), tensor([[0.2500, 0.2500]]))
+    """
     r = b.clone()
     s = adjoint(r)
     x, p, gamma = torch.zeros_like(s), s.clone(), _dot(s, s)
+    y, pull = torch.zeros_like(b), r.clone()  # p = adjoint(pull)
     goal = (tolerance or _tolerance(b)) ** 2 * gamma
     for _ in range(limit):
         going = gamma > goal
@@ -60,11 +72,12 @@ def least_squares(
             break
         q = apply(p)
         length = torch.where(going, gamma / _dot(q, q), 0.0).nan_to_num(0.0, 0.0, 0.0)
-        x, r = x + length * p, r - length * q
+        x, y, r = x + _like(length, x) * p, y + _like(length, y) * pull, r - _like(length, r) * q
         s = adjoint(r)
         new = _dot(s, s)
-        p, gamma = s + torch.where(going, new / gamma, 0.0).nan_to_num(0.0, 0.0, 0.0) * p, new
-    return x
+        ratio = torch.where(going, new / gamma, 0.0).nan_to_num(0.0, 0.0, 0.0)
+        p, pull, gamma = s + _like(ratio, s) * p, r + _like(ratio, r) * pull, new
+    return x, y
 
 
 def largest_square(apply: Operator, adjoint: Operator, like: Tensor, iterations: int = 60) -> float:
@@ -86,7 +99,13 @@ def largest_square(apply: Operator, adjoint: Operator, like: Tensor, iterations:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.dim() - 1))
+    """(n,): one product per sample."""
+    return (a * b).reshape(len(a), a.shape[1:].numel()).sum(1)
+
+
+def _like(numbers: Tensor, x: Tensor) -> Tensor:
+    """One number per sample, to multiply tensors shaped like ``x`` with."""
+    return numbers.view(-1, *[1] * (x.dim() - 1))
 
 
 def _tolerance(x: Tensor) -> float:

@@ -21,8 +21,9 @@ from revprop.graph import Graph, Segment
 from revprop.hardware import channels_last, clock
 from revprop.inputs import Example
 from revprop.prefix import Loader, Plan, batches_of, prepare, sample, wanted_features
-from revprop.reconstruction import Settings
 from revprop.reverse import as_graph
+from revprop.settings import Settings
+from revprop.tasks import Task, infer
 from revprop.training import Epoch, Training, fit
 
 __all__ = ["PostTraining", "module_parameters", "post_train"]
@@ -57,6 +58,7 @@ def post_train(
     start: str,
     stop: str,
     *,
+    task: Task | None = None,
     method: Literal["fr", "bp", "solve"] = "fr",
     alpha: float = 0.1,
     epochs: int = 10,
@@ -83,6 +85,7 @@ def post_train(
 
     ``method="fr"``: loss ``(1 - alpha) cross entropy + alpha |a_stop - a*_stop|`` with wanted features a* reconstructed once from
     the labels; the distance is the mean squared error, or the mean absolute error with the maximum embedding (FR-PT Eq. 1-3).
+    Tasks other than classification have their own loss in place of the cross entropy.
     ``method="bp"``: cross entropy alone, the baseline, in the same code path.
     ``method="solve"``: no gradients of weights; the linear layers and convolutions are refitted in turn by damped least squares
     towards their wanted pre-activations (:mod:`revprop.closed_form`). Seconds where the others take minutes.
@@ -94,6 +97,7 @@ def post_train(
         model: a module, or the graph of :func:`revprop.trace`.
         loader: batches of (inputs, labels), gone through once in its own order; or the two tensors.
         start, stop: layer names; start="input" for none frozen in front.
+        task: what the labels are, as for :func:`revprop.reconstruct`; it brings the loss and the accuracy.
         validation: measured before training and after each epoch, and used for nothing else.
         embedding, rules, strategy, damping, solver, margin: as for :func:`revprop.reconstruct`.
         rescale: whether the distance is divided by the wanted features' variance, so that an alpha means the same on every layer.
@@ -132,6 +136,7 @@ def post_train(
     batches, first = _first(
         batches_of(sample(loader, closed_form.samples if method == "solve" else None, seed), batch_size)
     )
+    stated = infer(first[1]) if task is None else task
     source = as_graph(model, first[0])
     names = module_parameters(source, start, stop)
     for name, value in source.model.named_parameters():
@@ -149,7 +154,7 @@ def post_train(
         began = now()
         wanted = settings if weight else None
         renew = refresh is not None and wanted is not None
-        columns = prepare(graph, plan, batches, stop, wanted, folder, memory_budget, place, keep_inputs=renew)
+        columns = prepare(graph, plan, batches, stop, wanted, folder, memory_budget, place, stated, keep_inputs=renew)
         target_seconds = now() - began
         count = len(plan.crossing) + (1 if wanted is None else 2)
         data, inputs = columns[:count], columns[count:]
@@ -158,10 +163,10 @@ def post_train(
             if loader is None:
                 return None
             found = batches_of(loader, batch_size)
-            checked = prepare(graph, whole, found, stop, None, folder / part, memory_budget, place)
+            checked = prepare(graph, whole, found, stop, None, folder / part, memory_budget, place, stated)
             if not checked:
                 raise ValueError(f"{part}: expected batches of (inputs, labels); it gave none")
-            return _accuracy(whole.run, checked, place)
+            return _accuracy(whole.run, checked, place, stated)
 
         evaluate = measure("validation", validation)
         flags = {name: p.requires_grad for name, p in trained.named_parameters()}
@@ -173,7 +178,7 @@ def post_train(
                 names = tuple(n for layer in layers for n in (layer.weight, layer.bias) if n)
                 score = measure("selection", selection)
                 began = now()
-                sweeps, memory = solve(graph, layers, data, closed_form, score, embedding, seed, batch_size)
+                sweeps, memory = solve(graph, layers, data, closed_form, score, embedding, seed, batch_size, stated)
                 history = _sweeps_as_epochs(graph, sweeps, evaluate, now() - began)
             else:
                 identity = {
@@ -186,15 +191,15 @@ def post_train(
                     **({k: str(v) for k, v in vars(settings).items()} if weight else {}),
                     **({"rescale": rescale} if weight and rescale else {}),
                     **({"refresh": refresh} if renew else {}),
+                    **({"task": str(task)} if task is not None else {}),
                 }
 
                 def before_epoch(epoch: int) -> None:
                     if refresh is not None and epoch > 1 and (epoch - 1) % refresh == 0:
-                        _renew(graph, data, inputs, stop, settings, batch_size, place)
+                        _renew(graph, data, inputs, stop, settings, batch_size, place, stated)
 
-                loss = _loss(
-                    len(plan.crossing), weight, embedding, _scale(data[-1], embedding) if rescale and weight else 1.0
-                )
+                scale = _scale(data[-1], embedding) if rescale and weight else 1.0
+                loss = _loss(len(plan.crossing), weight, embedding, scale, stated)
                 fitted = fit(
                     _Trained(graph, plan, names),
                     data,
@@ -296,13 +301,14 @@ def _renew(
     settings: Settings,
     batch_size: int,
     place: torch.device,
+    task: Task,
 ) -> None:
     """Overwrites the wanted features, the last column, by those for the network as it is now."""
     labels, wanted = data[-2], data[-1]
     size = max(batch_size, 256)
     for i in range(0, len(labels), size):
         values = tuple(channels_last(t[i : i + size].to(place)) for t in inputs)
-        found = wanted_features(graph, values, labels[i : i + size].to(place), stop, settings)
+        found = wanted_features(graph, values, labels[i : i + size].to(place), stop, settings, task)
         wanted[i : i + size] = found.to(wanted.device)
 
 
@@ -322,33 +328,33 @@ def _sweeps_as_epochs(
     return history
 
 
-def _loss(count: int, weight: float, embedding: str, scale: float):  # type: ignore[no-untyped-def]
+def _loss(count: int, weight: float, embedding: str, scale: float, task: Task):  # type: ignore[no-untyped-def]
     distance = F.l1_loss if embedding == "maximum" else F.mse_loss  # paired with the embedding, FR-PT 4.2
 
     def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         results = module(*batch[:count])
         parts: dict[str, Tensor] = {}
         if weight < 1:
-            parts["classification"] = F.cross_entropy(results[1], batch[count])
+            parts[task.name] = task.loss(results[1], batch[count])
         if weight > 0:
             parts["reconstruction"] = distance(results[0], batch[count + 1]) / scale
         if len(parts) == 1:
             return {"loss": next(iter(parts.values())), **parts}
-        return {"loss": (1 - weight) * parts["classification"] + weight * parts["reconstruction"], **parts}
+        return {"loss": (1 - weight) * parts[task.name] + weight * parts["reconstruction"], **parts}
 
     return loss
 
 
-def _accuracy(run: Segment, data: tuple[Tensor, ...], place: torch.device) -> Callable[[], float]:
+def _accuracy(run: Segment, data: tuple[Tensor, ...], place: torch.device, task: Task) -> Callable[[], float]:
     def evaluate() -> float:
         batches = zip(*(t.split(256) for t in data), strict=True)
-        right = 0
+        right = total = 0
         with torch.no_grad():
             for *values, labels in batches:
-                right += int(
-                    (run(*(channels_last(v.to(place)) for v in values))[1].argmax(1) == labels.to(place)).sum()
-                )
-        return right / max(len(data[-1]), 1)
+                outputs = run(*(channels_last(v.to(place)) for v in values))[1]
+                hits, counted = task.right(outputs, labels.to(place))
+                right, total = right + int(hits.sum()), total + int(counted.sum())
+        return right / max(total, 1)
 
     return evaluate
 

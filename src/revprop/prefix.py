@@ -10,12 +10,13 @@ from typing import IO, TypeGuard, cast
 import torch
 from torch import Tensor, fx
 
-from revprop.embedding import check_labels
 from revprop.errors import require_finite
 from revprop.graph import Graph, Segment
 from revprop.hardware import channels_last
 from revprop.inputs import Example, count, in_order, rows
-from revprop.reconstruction import Settings, reconstruct
+from revprop.reconstruction import reconstruct
+from revprop.settings import Settings
+from revprop.tasks import Task
 
 __all__ = ["Loader", "Plan", "batches_of", "prepare", "sample", "wanted_features"]
 
@@ -58,6 +59,7 @@ def prepare(
     folder: Path,
     budget: int,
     place: torch.device,
+    task: Task,
     keep_inputs: bool = False,
 ) -> tuple[Tensor, ...]:
     """One pass over the data: the frozen values training reads, the labels, with ``settings`` the wanted features, and with
@@ -69,9 +71,9 @@ def prepare(
         with torch.no_grad():
             row = [*plan.prefix(*values), labels.to(place)]
         if settings is not None:
-            row.append(wanted_features(graph, values, labels.to(place), stop, settings))
+            row.append(wanted_features(graph, values, labels.to(place), stop, settings, task))
         else:
-            check_labels(torch.empty(len(values[0]), *graph.shape(graph.output), device="meta"), labels)
+            task.check(torch.empty(len(values[0]), *graph.shape(graph.output), device="meta"), labels)
         row += values if keep_inputs else ()
         columns = columns or [_Column(folder / f"{i}.bin", budget // len(row)) for i in range(len(row))]
         for column, value in zip(columns, row, strict=True):
@@ -79,10 +81,12 @@ def prepare(
     return tuple(column.finish() for column in columns)
 
 
-def wanted_features(graph: Graph, values: tuple[Tensor, ...], labels: Tensor, stop: str, settings: Settings) -> Tensor:
+def wanted_features(
+    graph: Graph, values: tuple[Tensor, ...], labels: Tensor, stop: str, settings: Settings, task: Task
+) -> Tensor:
     """The wanted features of one layer for some inputs, checked to be finite."""
     chosen = {k: v for k, v in vars(settings).items() if k != "tolerance"}
-    wanted = reconstruct(graph, values, labels, to=stop, **chosen)[stop]
+    wanted = reconstruct(graph, values, labels, task, to=stop, **chosen)[stop]
     require_finite(wanted, f"wanted features of {stop!r}")
     return wanted
 

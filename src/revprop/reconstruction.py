@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -12,74 +11,17 @@ from torch import Tensor, fx, nn
 
 from revprop import global_solve
 from revprop.certificate import Certificate, MapCertificate
-from revprop.embedding import EMBEDDINGS, check_labels, embed_labels, shortfall
 from revprop.errors import near_matches, require_finite
 from revprop.graph import Example, Graph
 from revprop.linear_map import Factor
-from revprop.modes import Mode, NearestPreimage, PaperReconstruction
 from revprop.outputs import Choice
 from revprop.refine import refine as refine_walk
 from revprop.reverse import as_graph, factors_behind, walk
 from revprop.samples import Samples
+from revprop.settings import Settings
+from revprop.tasks import Task, by_sample, infer
 
 __all__ = ["Certificate", "MapCertificate", "Reconstruction", "Settings", "reconstruct"]
-
-STRATEGIES = ("global", "greedy")
-RULES = ("nearest", "paper")
-SOLVERS = ("fft", "exact")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to reconstruct; the options of :func:`reconstruct`, checked together.
-
-    Raises:
-        ValueError: an unknown option, with the near matches, or a negative damping.
-
-    >>> Settings(strategy="greedi")
-    Traceback (most recent call last):
-    ValueError: unknown strategy 'greedi'; did you mean 'greedy'?
-    """
-
-    embedding: str = "nearest"
-    rules: str = "nearest"
-    strategy: str = "global"
-    damping: float = 0.01
-    solver: str = "fft"
-    margin: float = 0.0
-    tolerance: float = 0.05
-    blocks: tuple[str, ...] = ()
-    refine: int = 0
-
-    def __post_init__(self) -> None:
-        for value, known, what in (
-            (self.embedding, tuple(EMBEDDINGS), "embedding"),
-            (self.rules, RULES, "rules"),
-            (self.strategy, STRATEGIES, "strategy"),
-            (self.solver, SOLVERS, "solver"),
-        ):
-            if value not in known:
-                raise ValueError(near_matches(str(value), known, what))
-        object.__setattr__(self, "blocks", (self.blocks,) if isinstance(self.blocks, str) else tuple(self.blocks))
-        if self.refine < 0:
-            raise ValueError(f"refine: expected a number of sweeps >= 0; given {self.refine}")
-        for option, given in (("blocks", self.blocks), ("refine", self.refine)):
-            if given and self.strategy != "greedy":
-                raise ValueError(f'{option} is an option of the greedy walk: pass strategy="greedy" with it')
-        if not self.tolerance > 0:
-            raise ValueError(f"tolerance: expected a number > 0; given {self.tolerance}")
-        if not math.isfinite(self.margin):
-            raise ValueError(f"margin: expected a finite number; given {self.margin}")
-        if not self.damping >= 0:
-            raise ValueError(
-                f"damping: expected a number >= 0, relative to the largest singular value squared; given {self.damping}"
-            )
-        if self.strategy == "global" and self.rules == "paper":
-            raise ValueError('rules="paper" is the published greedy walk: pass strategy="greedy" with it')
-
-    def mode(self) -> Mode:
-        """The mode of the greedy walk."""
-        return PaperReconstruction() if self.rules == "paper" else NearestPreimage(self.damping, self.solver)
 
 
 @dataclass
@@ -147,9 +89,12 @@ class _Certificates(Mapping[str, Certificate]):
             outputs = _suffix(rec.graph, layer)(features, *rec._held[layer])
         goal, settings = rec.goal, rec.settings
         if goal.labels is not None:
-            reached = shortfall(outputs, goal.labels, 0.0) <= _slack(outputs)
+            if settings.embedding == "nearest":
+                require_finite(outputs, f"the network's output on the wanted features of {layer!r}")
+            # a tie holds, as far as single precision tells; where little room is left, that much less
+            reached = goal.task.miss(outputs, goal.labels) <= _slack(outputs, goal.task)
             wanted = (
-                embed_labels(outputs, goal.labels, "nearest", goal.margin)
+                goal.task.embed(outputs, goal.labels, "nearest", goal.margin)
                 if settings.embedding == "nearest"
                 else rec.wanted
             )
@@ -174,6 +119,7 @@ def reconstruct(
     model: nn.Module | Graph,
     x: Example,
     labels: Tensor | None = None,
+    task: Task | None = None,
     *,
     target: Tensor | None = None,
     to: str | Sequence[str] | None = None,
@@ -198,14 +144,16 @@ def reconstruct(
     Args:
         model: a module, or the graph of :func:`revprop.trace` (which saves tracing again). It is left as it was.
         x: inputs ``(n, ...)``, a tuple of them, or a dict of them by argument name.
-        labels: (n,) int64 class indices; or target: the wanted output, the output's shape.
+        labels: (n,) int64 class indices, or what the task has; or target: the wanted output, the output's shape.
+        task: what the labels are: :class:`revprop.Classification` (where not given, and they are int64; also one label per
+            pixel or token), :class:`revprop.MultiLabel`, :class:`revprop.Regression`.
         to: a layer name, several, or None for all layers.
         output: which output is meant where a module returns several, as :func:`revprop.trace` takes it.
         embedding: how a label becomes wanted logits: nearest | maximum | one_hot (see :func:`revprop.embed_labels`).
         rules: nearest | paper (the published greedy rules).
         damping: greedy: mu relative to the largest singular value squared of each map; 0 for pseudo-inverses.
         solver: greedy, convolutions: fft (the published approximation) | exact.
-        margin: by how many logits a label is to win (nearest and maximum embedding).
+        margin: by how much a label is to hold (nearest and maximum embedding): by how many logits a class is to win.
         tolerance: global: how tight the constraint is met and how settled the point has to be, relative.
         blocks: greedy: layers whose inside is reversed as one map, by Gauss-Newton, from where they fan out to where they merge.
         refine: greedy: at most so many sweeps that run the network on the features reached and walk back what is still missing;
@@ -236,9 +184,15 @@ def reconstruct(
         require_finite(parameter.detach(), f"parameter {name!r}")
     n = values[0].shape[0]
     if target is not None:
+        if task is not None:
+            raise ValueError(f"task={task} says what labels are, and target= has none: give one of the two")
         _check_target(graph, target, n)
-    if labels is not None:
-        check_labels(torch.empty(n, *graph.shape(graph.output), device="meta"), labels)
+        goal = global_solve.Goal(target=target)
+    else:
+        assert labels is not None
+        task = infer(labels) if task is None else task
+        task.check(torch.empty(n, *graph.shape(graph.output), device="meta"), labels)
+        goal = global_solve.Goal(labels, None, settings.margin, task)
     if settings.strategy == "greedy":
         factors_behind(graph, settings.mode(), nodes.values(), settings.blocks)  # refuses before any computation
     if batch_size < 1:
@@ -246,17 +200,15 @@ def reconstruct(
     starts = range(0, n, batch_size) if n else [0]
     parts = []
     for start in starts:
-        stop = start + batch_size
-        part_goal = (None if labels is None else labels[start:stop], None if target is None else target[start:stop])
-        parts.append(_reconstruct_batch(graph, tuple(v[start:stop] for v in values), *part_goal, nodes, settings))
+        part = slice(start, start + batch_size)
+        parts.append(_reconstruct_batch(graph, tuple(v[part] for v in values), goal.at(part), nodes, settings))
     return parts[0] if len(parts) == 1 else _join(parts)
 
 
 def _reconstruct_batch(
     graph: Graph,
     values: tuple[Tensor, ...],
-    labels: Tensor | None,
-    target: Tensor | None,
+    goal: global_solve.Goal,
     nodes: dict[str, fx.Node],
     settings: Settings,
 ) -> Reconstruction:
@@ -273,15 +225,16 @@ def _reconstruct_batch(
     recorded.update(zip(graph.inputs, values, strict=True))
     output = recorded[graph.output]
     require_finite(output, "the network's output on this input")
-    if labels is not None:
-        wanted = embed_labels(output, labels, settings.embedding, settings.margin)
-        free = settings.embedding == "nearest"  # any output in which the label wins will do
-        goal = global_solve.Goal(labels, None, settings.margin)
+    if goal.labels is not None:
+        wanted = goal.task.embed(output, goal.labels, settings.embedding, settings.margin)
+        if goal.room == 0:  # one output alone holds
+            goal = global_solve.Goal(target=wanted)
+        free = settings.embedding == "nearest"  # any output that holds will do
         search = goal if free else global_solve.Goal(target=wanted)
     else:
-        assert target is not None
-        require_finite(target, "target")
-        wanted = target.to(output)
+        assert goal.target is not None
+        require_finite(goal.target, "target")
+        wanted = goal.target.to(output)
         goal = search = global_solve.Goal(target=wanted)
     held = {layer: tuple(_apart(n, recorded[n], len(output)) for n in by_pass[layer]) for layer in nodes}
     features, walked, steps = {}, {}, {}
@@ -337,14 +290,14 @@ class _Left:
     def change(self, outputs: Tensor, index: Tensor) -> Tensor:
         goal = self.goal.at(index)
         if goal.labels is not None:
-            return embed_labels(outputs, goal.labels, "nearest", goal.margin) - outputs
+            return goal.task.embed(outputs, goal.labels, "nearest", goal.margin) - outputs
         assert goal.target is not None
         return goal.target - outputs
 
     def miss(self, outputs: Tensor, index: Tensor) -> Tensor:
         goal = self.goal.at(index)
         if goal.labels is not None:
-            return goal.miss(outputs) - 0.5 * _slack(outputs)
+            return goal.miss(outputs) - 0.5 * _slack(outputs, goal.task)
         return goal.miss(outputs) - 5e-4 * goal.miss(self.output[index])
 
 
@@ -365,11 +318,11 @@ def _apart(node: fx.Node, value: Tensor, n: int) -> Tensor:
     return value.expand(n, *value.shape) if place is None else place.apart(value)
 
 
-def _slack(outputs: Tensor) -> Tensor:
-    """(n,) by how much a label may miss and still tie, in the arithmetic at hand."""
-    return (
-        1e-4 * outputs.abs().flatten(1).amax(1).clamp_min(1.0) if outputs.numel() else outputs.new_zeros(len(outputs))
-    )
+def _slack(outputs: Tensor, task: Task) -> Tensor:
+    """(n,) by how much labels may miss and still tie, in the arithmetic at hand."""
+    if not outputs.numel():
+        return outputs.new_zeros(len(outputs))
+    return (1e-4 * by_sample(outputs).abs().amax(1).clamp_min(1.0)).clamp_max(0.01 * task.room())
 
 
 def _join(parts: list[Reconstruction]) -> Reconstruction:
@@ -377,10 +330,10 @@ def _join(parts: list[Reconstruction]) -> Reconstruction:
         return torch.cat(of)
 
     first = parts[0]
-    goal = global_solve.Goal(
-        None if first.goal.labels is None else join([p.goal.labels for p in parts]),  # type: ignore[misc]
-        None if first.goal.target is None else join([p.goal.target for p in parts]),  # type: ignore[misc]
-        first.goal.margin,
+    goal = replace(
+        first.goal,
+        labels=None if first.goal.labels is None else join([p.goal.labels for p in parts]),  # type: ignore[misc]
+        target=None if first.goal.target is None else join([p.goal.target for p in parts]),  # type: ignore[misc]
     )
     return Reconstruction(
         first.graph,
@@ -436,7 +389,7 @@ def _maps(graph: Graph, settings: Settings, node: fx.Node) -> tuple[MapCertifica
 
 
 def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1) if x.numel() else x.new_zeros(len(x))
+    return by_sample(x).norm(dim=1) if x.numel() else x.new_zeros(len(x))
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from revprop.embedding import check_labels
 from revprop.hardware import StepMemory, channels_last, clock
+from revprop.tasks import Classification, Task, infer
 
 __all__ = ["Epoch", "Fitted", "Training", "TrainingDivergedError", "accuracy_of", "fit", "train_baseline"]
 
@@ -299,11 +299,13 @@ def train_baseline(
     test: tuple[Tensor, Tensor] | None,
     training: Training,
     identity: Mapping[str, Any] | None = None,
+    task: Task | None = None,
 ) -> list[Epoch]:
-    """Trains a whole classifier, in place, by cross entropy: the baselines that post-training starts from.
+    """Trains a whole network, in place, by its task's loss: the baselines that post-training starts from.
 
     Args:
-        model: (n, ...) -> (n, classes). train, test: inputs and labels.
+        model: (n, ...) -> (n, classes), or what the task has. train, test: inputs and labels.
+        task: what the labels are; class indices, trained by cross entropy, where not given.
 
     Returns:
         The history, with test accuracies where ``test`` is given.
@@ -318,26 +320,31 @@ def train_baseline(
 
     def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         module.train()
-        return {"loss": nn.functional.cross_entropy(module(batch[0]), batch[1])}
+        return {"loss": stated.loss(module(batch[0]), batch[1])}
 
     def evaluate() -> float:
         assert test is not None
         model.eval()
-        return accuracy_of(model, zip(test[0].split(256), test[1].split(256), strict=True))
+        return accuracy_of(model, zip(test[0].split(256), test[1].split(256), strict=True), stated)
 
     model.eval()
     place = next((p.device for p in model.parameters()), train[0].device)
     with torch.no_grad():
         outputs = model(train[0][:1].to(place))
+    stated = infer(train[1]) if task is None else task
     for labels in (train[1], *([] if test is None else [test[1]])):
-        check_labels(torch.empty(len(labels), *outputs.shape[1:], device="meta"), labels)
+        stated.check(torch.empty(len(labels), *outputs.shape[1:], device="meta"), labels)
     history = fit(model, train, loss, training, evaluate if test is not None else None, identity, "baseline").history
     model.eval()
     return history
 
 
-def accuracy_of(function: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The share of labels that are the largest output, in [0, 1].
+def accuracy_of(
+    function: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    task: Task = Classification(),
+) -> float:
+    """The share of labels that the outputs get right (classes: that are the largest output), in [0, 1].
 
     >>> accuracy_of(lambda x: x, [(torch.eye(2), torch.tensor([0, 0]))])
     0.5
@@ -346,6 +353,7 @@ def accuracy_of(function: Callable[[Tensor], Tensor], batches: Iterable[tuple[Te
     device = next((p.device for p in function.parameters()), None) if isinstance(function, nn.Module) else None
     with torch.no_grad():
         for x, y in batches:
-            right += int((function(channels_last(x.to(device) if device else x)).argmax(1).cpu() == y.cpu()).sum())
-            total += len(y)
+            outputs = function(channels_last(x.to(device) if device else x))
+            hits, counted = task.right(outputs, y.to(outputs.device))
+            right, total = right + int(hits.sum()), total + int(counted.sum())
     return right / max(total, 1)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from revprop.diagnosis import diagnose
 from revprop.graph import Graph
-from revprop.reconstruction import Settings
 from revprop.runs import RunStore
+from revprop.settings import Settings
 
 __all__ = ["run"]
 

@@ -16,8 +16,8 @@ from revprop.errors import near_matches
 from revprop.experiments.baseline import Data, build_network, save_weights
 from revprop.graph import trace
 from revprop.networks import load_weights
-from revprop.reconstruction import Settings
 from revprop.runs import Row, RunStore
+from revprop.settings import Settings
 from revprop.sweep import Task, sweep
 from revprop.training import Training, accuracy_of, train_baseline
 

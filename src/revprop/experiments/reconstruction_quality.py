@@ -16,8 +16,8 @@ from revprop.diagnosis import blocks, diagnose
 from revprop.experiments.baseline import Baseline, Data, build_network, load_baseline
 from revprop.graph import Graph, trace
 from revprop.networks import load_weights
-from revprop.reconstruction import Settings
 from revprop.runs import RunStore
+from revprop.settings import Settings
 
 __all__ = ["CIFAR10", "RESNET20", "ReconstructionQuality", "other_labels", "run"]
 
