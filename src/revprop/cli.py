@@ -149,6 +149,8 @@ class Diagnose:
     strategy: Literal["global", "greedy"] = "global"
     rules: Literal["nearest", "paper"] = "nearest"
     damping: float = 0.01
+    refine: int = 0
+    """greedy: so many sweeps that walk back what is still missing."""
 
     def run(self) -> None:
         if self.samples < 1:
@@ -169,7 +171,7 @@ class Diagnose:
             about,
             self.model.out,
             self.layers or None,
-            Settings(rules=self.rules, strategy=self.strategy, damping=self.damping),
+            Settings(rules=self.rules, strategy=self.strategy, damping=self.damping, refine=self.refine),
         )
         console.print(f"{100 * row['accuracy']:.2f} % of {row['samples']} test samples are right")
         console.print(diagnosis_table([{**layer, "active": row["wrong"]} for layer in row["layers"]]).to_rich())
@@ -194,6 +196,10 @@ class PostTrain:
     damping: float = 0.01
     solver: Literal["fft", "exact"] = "fft"
     margin: float = 0.0
+    blocks: tuple[str, ...] = ()
+    """greedy: layers reversed as one map each."""
+    refine: int = 0
+    """greedy: so many sweeps that walk back what is still missing."""
     rescale: bool = False
     """Divide the reconstruction loss by the variance of the wanted features."""
     refresh: int | None = None
@@ -205,7 +211,18 @@ class PostTrain:
 
         model, data, _ = self.model.load()
         rate = {"learning_rate": self.learning_rate}
-        names = ("embedding", "strategy", "rules", "damping", "solver", "margin", "rescale", "refresh")
+        names = (
+            "embedding",
+            "strategy",
+            "rules",
+            "damping",
+            "solver",
+            "margin",
+            "blocks",
+            "refine",
+            "rescale",
+            "refresh",
+        )
         ways = {
             "bp": Way("bp", rate),
             "fr": Way("fr", rate | {name: getattr(self, name) for name in names}),

@@ -69,6 +69,9 @@ def post_train(
     damping: float = 0.01,
     solver: Literal["fft", "exact"] = "fft",
     margin: float = 0.0,
+    blocks: str | Sequence[str] = (),
+    refine: int = 0,
+    attention: Literal["values", "all"] = "values",
     rescale: bool = False,
     refresh: int | None = None,
     closed_form: ClosedForm = ClosedForm(),
@@ -99,7 +102,7 @@ def post_train(
         start, stop: layer names; start="input" for none frozen in front.
         task: what the labels are, as for :func:`revprop.reconstruct`; it brings the loss and the accuracy.
         validation: measured before training and after each epoch, and used for nothing else.
-        embedding, rules, strategy, damping, solver, margin: as for :func:`revprop.reconstruct`.
+        embedding, rules, strategy, damping, solver, margin, blocks, refine, attention: as for :func:`revprop.reconstruct`.
         rescale: whether the distance is divided by the wanted features' variance, so that an alpha means the same on every layer.
         refresh: after so many epochs the wanted features are computed anew from the network as it is then; None: never.
         closed_form: what "solve" goes by. selection: data unseen by the model, by which "solve" chooses among several margins
@@ -131,7 +134,9 @@ def post_train(
             f"refresh: expected a number of epochs >= 1, and 1 where a checkpoint is kept, since targets of earlier epochs "
             f"are not; given {refresh}"
         )
-    settings = Settings(embedding, rules, strategy, damping, solver, margin)
+    settings = Settings(
+        *(embedding, rules, strategy, damping, solver, margin), blocks=blocks, refine=refine, attention=attention
+    )
     training = Training(epochs, batch_size, learning_rate, seed, device, checkpoint=kept, progress=progress)
     batches, first = _first(
         batches_of(sample(loader, closed_form.samples if method == "solve" else None, seed), batch_size)

@@ -15,6 +15,7 @@ from revprop.errors import near_matches, require_finite
 from revprop.graph import Example, Graph
 from revprop.linear_map import Factor
 from revprop.outputs import Choice
+from revprop.refine import Remaining, slack
 from revprop.refine import refine as refine_walk
 from revprop.reverse import as_graph, factors_behind, walk
 from revprop.samples import Samples
@@ -92,7 +93,7 @@ class _Certificates(Mapping[str, Certificate]):
             if settings.embedding == "nearest":
                 require_finite(outputs, f"the network's output on the wanted features of {layer!r}")
             # a tie holds, as far as single precision tells; where little room is left, that much less
-            reached = goal.task.miss(outputs, goal.labels) <= _slack(outputs, goal.task)
+            reached = goal.task.miss(outputs, goal.labels) <= slack(outputs, goal.task)
             wanted = (
                 goal.task.embed(outputs, goal.labels, "nearest", goal.margin)
                 if settings.embedding == "nearest"
@@ -133,6 +134,7 @@ def reconstruct(
     tolerance: float = 0.05,
     blocks: str | Sequence[str] = (),
     refine: int = 0,
+    attention: Literal["values", "all"] = "values",
     batch_size: int = 256,
 ) -> Reconstruction:
     """The features that layers should have had for the wanted output.
@@ -155,9 +157,9 @@ def reconstruct(
         solver: greedy, convolutions: fft (the published approximation) | exact.
         margin: by how much a label is to hold (nearest and maximum embedding): by how many logits a class is to win.
         tolerance: global: how tight the constraint is met and how settled the point has to be, relative.
-        blocks: greedy: layers whose inside is reversed as one map, by Gauss-Newton, from where they fan out to where they merge.
-        refine: greedy: at most so many sweeps that run the network on the features reached and walk back what is still missing;
-            0 for the one walk. The certificate's ``before`` is that of the one walk.
+        blocks: greedy: layers reversed as one map each, by Gauss-Newton, from where they fan out to where they merge.
+        refine: greedy: at most so many sweeps that walk back what is still missing (:mod:`revprop.refine`); 0: one walk.
+        attention: greedy: what moves in an attention: its values, by the weights as recorded, or queries and keys, too.
         batch_size: samples worked on at once; results do not depend on it.
 
     Returns:
@@ -174,7 +176,7 @@ def reconstruct(
     >>> rec["1"].shape, bool(rec.certificates["1"].reached.all())
     (torch.Size([5, 8]), True)
     """
-    settings = Settings(embedding, rules, strategy, damping, solver, margin, tolerance, tuple(_names(blocks)), refine)
+    settings = Settings(embedding, rules, strategy, damping, solver, margin, tolerance, blocks, refine, attention)
     graph = as_graph(model, x, output)
     if (labels is None) == (target is None):
         raise ValueError("give either labels=<class indices> or target=<wanted output>")
@@ -242,7 +244,7 @@ def _reconstruct_batch(
         changes = walk(graph, settings.mode(), recorded, wanted - output, tuple(nodes.values()), settings.blocks)
         features = {layer: recorded[node] + changes[node] for layer, node in nodes.items()}
         if settings.refine:
-            walked, left, mode = dict(features), _Left(search, output), settings.mode()
+            walked, left, mode = dict(features), Remaining(search, output), settings.mode()
             everyone = torch.arange(len(output), device=output.device)
             for layer, node in nodes.items():
                 if node is graph.output:
@@ -280,27 +282,6 @@ def _reconstruct_batch(
     )
 
 
-@dataclass(frozen=True)
-class _Left:
-    """What is left to be reversed at outputs on the way, for :func:`revprop.refine.refine`."""
-
-    goal: global_solve.Goal
-    output: Tensor
-
-    def change(self, outputs: Tensor, index: Tensor) -> Tensor:
-        goal = self.goal.at(index)
-        if goal.labels is not None:
-            return goal.task.embed(outputs, goal.labels, "nearest", goal.margin) - outputs
-        assert goal.target is not None
-        return goal.target - outputs
-
-    def miss(self, outputs: Tensor, index: Tensor) -> Tensor:
-        goal = self.goal.at(index)
-        if goal.labels is not None:
-            return goal.miss(outputs) - 0.5 * _slack(outputs, goal.task)
-        return goal.miss(outputs) - 5e-4 * goal.miss(self.output[index])
-
-
 def _suffix(graph: Graph, layer: str) -> Callable[..., Tensor]:
     """The network behind a layer as a function of its features and of what by-passes it, samples first in all of them."""
     segment, by_pass = graph.behind(layer)
@@ -316,13 +297,6 @@ def _suffix(graph: Graph, layer: str) -> Callable[..., Tensor]:
 def _apart(node: fx.Node, value: Tensor, n: int) -> Tensor:
     place = Samples.of(node.meta["val"])
     return value.expand(n, *value.shape) if place is None else place.apart(value)
-
-
-def _slack(outputs: Tensor, task: Task) -> Tensor:
-    """(n,) by how much labels may miss and still tie, in the arithmetic at hand."""
-    if not outputs.numel():
-        return outputs.new_zeros(len(outputs))
-    return (1e-4 * by_sample(outputs).abs().amax(1).clamp_min(1.0)).clamp_max(0.01 * task.room())
 
 
 def _join(parts: list[Reconstruction]) -> Reconstruction:

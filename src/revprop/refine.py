@@ -9,16 +9,19 @@ iterations). It needs nothing but walks and forward passes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
+from revprop.global_solve import Goal
 from revprop.graph import Graph
 from revprop.modes import Mode
 from revprop.reverse import walk
 from revprop.samples import Samples
+from revprop.tasks import Task, by_sample
 
-__all__ = ["refine"]
+__all__ = ["Remaining", "refine", "slack"]
 
 MEMORY = 12  # steps that are combined
 TRUST = 0.2  # of a first step, relative to the features' norm
@@ -120,3 +123,31 @@ def _shortened(step: Tensor, longest: Tensor) -> Tensor:
     step = torch.where(step.isfinite().flatten(1).all(1).view(-1, *[1] * (step.dim() - 1)), step, 0.0)
     share = (longest / step.flatten(1).norm(dim=1).clamp_min(torch.finfo(step.dtype).tiny)).clamp_max(1.0)
     return step * share.view(-1, *[1] * (step.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What is left to be reversed at outputs on the way."""
+
+    goal: Goal
+    output: Tensor
+
+    def change(self, outputs: Tensor, index: Tensor) -> Tensor:
+        goal = self.goal.at(index)
+        if goal.labels is not None:
+            return goal.task.embed(outputs, goal.labels, "nearest", goal.margin) - outputs
+        assert goal.target is not None
+        return goal.target - outputs
+
+    def miss(self, outputs: Tensor, index: Tensor) -> Tensor:
+        goal = self.goal.at(index)
+        if goal.labels is not None:
+            return goal.miss(outputs) - 0.5 * slack(outputs, goal.task)
+        return goal.miss(outputs) - 5e-4 * goal.miss(self.output[index])
+
+
+def slack(outputs: Tensor, task: Task) -> Tensor:
+    """(n,) by how much labels may miss and still tie, in the arithmetic at hand."""
+    if not outputs.numel():
+        return outputs.new_zeros(len(outputs))
+    return (1e-4 * by_sample(outputs).abs().amax(1).clamp_min(1.0)).clamp_max(0.01 * task.room())

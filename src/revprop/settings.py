@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from revprop.embedding import EMBEDDINGS
@@ -14,6 +15,7 @@ __all__ = ["Settings"]
 STRATEGIES = ("global", "greedy")
 RULES = ("nearest", "paper")
 SOLVERS = ("fft", "exact")
+ATTENTION = ("values", "all")
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class Settings:
     solver: str = "fft"
     margin: float = 0.0
     tolerance: float = 0.05
-    blocks: tuple[str, ...] = ()
+    blocks: str | Sequence[str] = ()
     refine: int = 0
+    attention: str = "values"
 
     def __post_init__(self) -> None:
         for value, known, what in (
@@ -44,6 +47,7 @@ class Settings:
             (self.rules, RULES, "rules"),
             (self.strategy, STRATEGIES, "strategy"),
             (self.solver, SOLVERS, "solver"),
+            (self.attention, ATTENTION, "attention"),
         ):
             if value not in known:
                 raise ValueError(near_matches(str(value), known, what))
@@ -66,4 +70,8 @@ class Settings:
 
     def mode(self) -> Mode:
         """The mode of the greedy walk."""
-        return PaperReconstruction() if self.rules == "paper" else NearestPreimage(self.damping, self.solver)
+        return (
+            PaperReconstruction()
+            if self.rules == "paper"
+            else NearestPreimage(self.damping, self.solver, self.attention)
+        )

@@ -110,8 +110,9 @@ def _meta(part: Any) -> Any:
 
 def _sum(call: Call, first: float, second: float) -> Fact:
     a, b = call["input"], call["other"]
-    if not call.batch_first and any(call.graph.shape(node) != call.shape for node in call.inputs):
-        raise Refusal("it repeats entries, and the batch is not the first dimension")
+    alike = all(str(node.meta["val"].shape) == str(call.node.meta["val"].shape) for node in call.inputs)
+    if not call.batch_first and not alike:
+        raise Refusal('it mixes samples, or the batch is not the first dimension here; use strategy="global"')
     if call.is_activation(a) and call.is_activation(b):
         return Linear(Sum((call.graph.shape(a), call.graph.shape(b)), call.shape, (first, second)))
     node, scale = (a, first) if call.is_activation(a) else (b, second)
