@@ -23,6 +23,7 @@ its batch-norm statistics set from one random batch; nothing is downloaded. What
   recorded, over all layers reached, relative to the largest entry. It must be below 1e-9.
 - **greedy** and **global**: towards another output, at a layer about a third of the way in. Classifiers get random other labels;
   other networks the output that they give on that layer's features moved by 10 % of their norm, so that a solution exists.
+  Where other values by-pass the layer (said beside its name), an output need not be reachable from it alone.
   *Residual*: the certificate's, relative to the residual before (0 is exact, 1 is no progress). *Reached*: the share of samples
   that get there. *Deviation*: how far the features move, relative to their norm. *Time*: relative to one forward and backward pass
   of the same batch, medians of three, factors ready.
@@ -85,6 +86,7 @@ def _summary(rows: Sequence[Row]) -> str:
         f"| certificates recomputed by running the model itself | {sum(error is not None for error in errors)} |",
         f"| of these, the same to 1e-9 | {_share(right, sum(error is not None for error in errors))} |",
         f"| model left as it was | {_share(sum(bool(row.get('untouched')) for row in rows), len(rows))} |",
+        f"| processor minutes, all together | {sum(_values(rows, 'processor_seconds')) / 60:.0f} |",
         f"| a part raised, or ended early (see [Remarks](#remarks)) | {len(early)} |",
     ]
     return "\n".join([*lines, ""])
@@ -98,7 +100,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
     ("operators", "---:", lambda r: str(r.get("operators", NOTHING))),
     ("closed / fallback / stops / none", "---:", lambda r: _kinds(r)),
     ("fixed point", "---:", lambda r: _number(r["fixed_point"], "not finite") if "fixed_point" in r else NOTHING),
-    ("at layer", ":---", lambda r: f"`{r['layer']}`" if "layer" in r else NOTHING),
+    ("at layer", ":---", lambda r: _layer(r)),
     ("greedy: residual / reached / deviation", "---:", lambda r: _quality(r, "greedy")),
     ("time", "---:", lambda r: _time(r, "greedy")),
     ("global: residual / reached / deviation", "---:", lambda r: _quality(r, "global")),
@@ -187,6 +189,12 @@ def _kinds(row: Row) -> str:
     return " / ".join(str(row["kinds"].get(kind, 0)) for kind in ("closed form", "fallback", "stops here", "no rule"))
 
 
+def _layer(row: Row) -> str:
+    if "layer" not in row:
+        return NOTHING
+    return f"`{row['layer']}`" + (" (by-passed)" if row["by_passed"] else "")
+
+
 def _quality(row: Row, strategy: str) -> str:
     if strategy not in row:
         return NOTHING
@@ -212,7 +220,9 @@ def _thousands(value: int | None) -> str:
 def _number(value: float | None, none: str = NOTHING) -> str:
     if value is None:
         return none
-    return "0" if value == 0 else f"{value:.0e}" if value < 1e-3 or value >= 1e4 else f"{value:.2g}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return "0" if value == 0 else f"{value:.0e}" if value < 1e-3 else f"{value:.2g}"
 
 
 def _small(value: float | None) -> bool:

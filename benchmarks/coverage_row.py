@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import math
+import operator
 import re
 import statistics
 import sys
@@ -51,6 +53,7 @@ def measure(architecture: Architecture, seed: int = 0, report: Report = lambda r
             row["problems"].append(f"{doing}: {type(error).__name__}: {plain(str(error))}")
 
     _measure(architecture, seed, row, part)
+    row["processor_seconds"] = time.process_time()
     report(row)
     return row
 
@@ -127,6 +130,8 @@ def traced(model: nn.Module, architecture: Architecture, seed: int) -> revprop.G
     example = architecture.example(3, seed + 3)
     if architecture.output is None:
         return revprop.trace(model, example)
+    if "output" in inspect.signature(revprop.trace).parameters:
+        return revprop.trace(model, example, output=architecture.output)
     return revprop.trace(Pick(model, architecture.output), example)
 
 
@@ -142,9 +147,9 @@ def coverage(rows: tuple[tuple[str, ...], ...]) -> Row:
     """How many operator calls are of each kind, and which operators are not in closed form, with the remedy of each."""
     kinds = Counter(kind for _, _, _, kind, _ in rows)
     named: dict[str, dict[str, Any]] = {}
-    for operator, _, _, kind, remedy in rows:
+    for name, _, _, kind, remedy in rows:
         if kind != "closed form":
-            entry = named.setdefault(f"{kind}: {operator}", {"calls": 0, "remedies": []})
+            entry = named.setdefault(f"{kind}: {name}", {"calls": 0, "remedies": []})
             entry["calls"] += 1
             if plain(remedy) not in entry["remedies"]:
                 entry["remedies"].append(plain(remedy))
@@ -167,15 +172,22 @@ def fixed_point(graph: revprop.Graph, x: tuple[Tensor, ...], output: Tensor) -> 
 
 def reached_by_greedy(graph: revprop.Graph, layers: list[str]) -> list[str]:
     """The layers with no operator without a rule between them and the output."""
-    operators = [node for node in graph.nodes if "getitem" not in str(node.target)]
-    rows = revprop.check(graph).rows
-    assert len(operators) == len(rows)
-    refused = {node for node, row in zip(operators, rows, strict=True) if row[3] == "no rule"}
-    return [layer for layer in layers if not refused & (graph.descendants([graph.node(layer)]) - {graph.node(layer)})]
+    refused = {row[:3] for row in revprop.check(graph).rows if row[3] == "no rule"}
+    nodes = {node for node in graph.nodes if _named(graph, node) in refused}
+    return [layer for layer in layers if not nodes & (graph.descendants([graph.node(layer)]) - {graph.node(layer)})]
+
+
+def _named(graph: revprop.Graph, node: fx.Node) -> tuple[str, str, str]:
+    """A node by the first columns of :class:`revprop.Coverage`: operator, module, shape."""
+    value = node.meta.get("val")
+    sizes = ["n" if isinstance(s, torch.SymInt) else str(s) for s in value.shape] if isinstance(value, Tensor) else []
+    source = node.args[0] if node.target is operator.getitem else node
+    name = str(source.target).removeprefix("aten.")  # type: ignore[union-attr]
+    return name, graph.path(node), f"({', '.join(sizes) if isinstance(value, Tensor) else 'several tensors'})"
 
 
 def third_of_the_way(graph: revprop.Graph) -> str:
-    """The layer about a third of the way in; where everything passes through one nearby, that one."""
+    """The last layer within the first third of the operators, if possible one that everything passes through."""
     position = {node: i / len(graph.nodes) for i, node in enumerate(graph.nodes)}
     inner: dict[fx.Node, str] = {}
     for layer in graph.layers:
@@ -184,9 +196,9 @@ def third_of_the_way(graph: revprop.Graph) -> str:
             inner.setdefault(node, layer)
     if not inner:
         return next(layer for layer in graph.layers if graph.node(layer).meta["val"].is_floating_point())
-    near = [node for node in inner if 0.2 <= position[node] <= 0.5]
-    through = [node for node in near if not graph.behind(inner[node])[1]]
-    return inner[min(through or near or inner, key=lambda node: abs(position[node] - 1 / 3))]
+    early = [node for node in inner if position[node] <= 1 / 3] or list(inner)[:1]
+    through = [node for node in early if not graph.behind(inner[node])[1]]
+    return inner[max(through or early, key=lambda node: position[node])]
 
 
 def wanted(
@@ -239,9 +251,9 @@ def run_from(
 ) -> Tensor | None:
     """The model's output with a layer's features replaced: a hook on a copy of the model, no graph. None: no such module."""
     path, _, call = layer.partition("@")
-    path = path.removeprefix("network.") if architecture.output is not None else path
     model = copy.deepcopy(reference)
     modules = dict(model.named_modules())
+    path = path if path in modules else path.removeprefix("network.")  # of Pick
     if path not in modules:
         return None
     calls = iter(range(sys.maxsize))
@@ -313,8 +325,9 @@ def relative(value: Tensor, reference: Tensor) -> float:
     """The largest difference relative to the largest entry of the reference."""
     if not value.numel():
         return 0.0
-    difference = (value - reference).abs().max()
-    return float(difference / reference.abs().max().clamp_min(torch.finfo(reference.dtype).tiny)) if difference else 0.0
+    difference = (value - reference).detach().abs().max()
+    size = reference.detach().abs().max().clamp_min(torch.finfo(reference.dtype).tiny)
+    return float(difference / size)
 
 
 def norms(x: Tensor) -> Tensor:

@@ -72,16 +72,17 @@ class Maxout(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A recurrent layer over a sequence, and a classifier on its last or mean state."""
+    """Every step embedded, a recurrent layer, and a classifier on its last or mean state."""
 
     def __init__(self, kind: type[nn.RNNBase], mean: bool = False, **options: object) -> None:
         super().__init__()
         self.mean = mean
-        self.recurrent = kind(6, 12, batch_first=True, **options)
+        self.embed = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+        self.recurrent = kind(8, 12, batch_first=True, **options)
         self.head = nn.Linear(24 if options.get("bidirectional") else 12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        states = self.recurrent(x)[0]
+        states = self.recurrent(self.embed(x))[0]
         return self.head(states.mean(1) if self.mean else states[:, -1])
 
 

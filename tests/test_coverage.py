@@ -216,14 +216,22 @@ def made_up() -> list[tuple[dict[str, Any], dict[str, Any]]]:
         **{"failed": None, "problems": [], "inputs": [["float64", 3, 8, 8]], "parameters": 1234, "traced": True},
         **{"operators": 3, "kinds": {"closed form": 2, "fallback": 1}, "untouched": True, "fixed_point": 3e-12},
         "not_closed": {"fallback: softmax.int": {"calls": 1, "remedies": [""]}},
-        **{"layer": "stem", "greedy_layers": 4, "floating_layers": 4},
+        **{"layer": "stem", "by_passed": 0, "processor_seconds": 90, "greedy_layers": 4, "floating_layers": 4},
         **{"greedy": quality(0.25, 0.5, 1e-15), "global": quality(0.0, 1.0, 2e-3)},
     }
     refused = {
         **{"failed": None, "problems": [], "inputs": [["int64", 12], ["float64", 4]], "parameters": 99, "traced": True},
         **{"operators": 2, "kinds": {"closed form": 1, "no rule": 1}, "untouched": True, "fixed_point": 0.5},
         "not_closed": {"no rule: mul.Tensor": {"calls": 1, "remedies": ["a product of two activations"]}},
-        **{"layer": "a", "greedy_layers": 1, "floating_layers": 4, "greedy": None, "global": quality(0.0, 1.0, None)},
+        **{
+            "layer": "a",
+            "by_passed": 2,
+            "processor_seconds": 30,
+            "greedy_layers": 1,
+            "floating_layers": 4,
+            "greedy": None,
+            "global": quality(0.0, 1.0, None),
+        },
     }
     untraced = {
         **{"failed": None, "problems": [], "inputs": [["float64", 4]], "parameters": 5, "traced": False},
@@ -254,6 +262,7 @@ def test_the_page_says_what_rows_say_in_whatever_order(tmp_path: Path) -> None:
         "| of these, the same to 1e-9 | 1 of 2 (50 %) |",
         "| good | CNN | 3 x 8 x 8 | 1,234 | 3 | 2 / 1 / 0 / 0 | 3e-12 | `stem` | 0.25 / 50 % / 0.12 | 2.5 "
         "| 0 / 100 % / 0.12 | 2.5 |",
+        "| processor minutes, all together | 2 |",
         "| `mul.Tensor` | 1 | 1 | a product of two activations |",
         "| `softmax.int` | 1 | 1 |  |",
         "- crashed (written here): **tracing: stopped after 5 seconds**.",
@@ -262,6 +271,7 @@ def test_the_page_says_what_rows_say_in_whatever_order(tmp_path: Path) -> None:
         "- untraced (timm): not traced: Net cannot be exported: because.",
     ):
         assert line in lines, line
+    assert "| `a` (by-passed) |" in text
     assert [line for line in lines if line.startswith("## ")][:4] == [
         *("## Summary", "## Written here", "## timm", "## transformers")
     ]
