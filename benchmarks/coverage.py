@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=["*"], help="names or sources, with * and ?; all by default")
     parser.add_argument("--again", action="store_true", help="forget the rows of these architectures first")
-    parser.add_argument("--seconds", type=float, default=240, help="time limit of one architecture")
+    parser.add_argument("--seconds", type=float, default=300, help="time limit of one architecture")
     parser.add_argument("--gib", type=float, default=6, help="memory limit of one architecture (Linux)")
     parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "results" / "coverage" / "rows")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "coverage.md")
@@ -89,7 +89,8 @@ def run_apart(architecture: Architecture, limit: float, gib: float) -> Row:
         row: Row = {"failed": "importing", "problems": []}
         with contextlib.suppress(FileNotFoundError):
             row = json.loads(out.read_text(encoding="utf-8"))
-    return {**row, "failed": f"{row['failed']}: {end}"} if end else row
+    # a process that is stopped after its last word has lost nothing
+    return {**row, "failed": f"{row['failed']}: {end}"} if end and row["failed"] else row
 
 
 def run_one(architecture: Architecture, out: Path, gib: float) -> None:

@@ -63,12 +63,14 @@ def _measure(
 ) -> None:
     with part("building the network"):
         model = architecture.model(seed)
+        x = architecture.example(architecture.batch, seed + 2)
+        with torch.no_grad():
+            output = chosen(
+                model(*x), architecture
+            )  # before the fingerprint: some networks set themselves up when first run
         # left in training mode on purpose: nothing below may depend on the user's flags, or change them
         reference, model = copy.deepcopy(model), model.train()
         before = fingerprint(model)
-        x = architecture.example(architecture.batch, seed + 2)
-        with torch.no_grad():
-            output = chosen(reference(*x), architecture)
         row |= {
             "inputs": [[str(value.dtype).removeprefix("torch."), *value.shape[1:]] for value in x],
             "output": list(output.shape[1:]),
@@ -193,7 +195,7 @@ def third_of_the_way(graph: revprop.Graph) -> str:
     for layer in graph.layers:
         node = graph.node(layer)
         if node in position and node is not graph.output and node.meta["val"].is_floating_point():
-            inner.setdefault(node, layer)
+            inner[node] = layer  # of several names for one value the outermost module's
     if not inner:
         return next(layer for layer in graph.layers if graph.node(layer).meta["val"].is_floating_point())
     early = [node for node in inner if position[node] <= 1 / 3] or list(inner)[:1]

@@ -32,7 +32,7 @@ def _timm_class(family: str, name: str, build: Callable[[Any], nn.Module], size:
 VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 4}
 SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
 NARROW = {"channels": (16, 32, 64, 128)}
-META = {"depths": (1, 1, 2, 1), "dims": (16, 32, 48, 64), "num_classes": 10}
+META = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 64), "num_classes": 10}
 MIXER = {"num_classes": 10, "img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 48}
 DAVIT = {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 48, 64), "num_heads": (1, 2, 4, 8)}
 SEQUENCER = {"img_size": 32, "layers": [1] * 4, "embed_dims": (16, 32, 32, 32), "hidden_sizes": (4, 8, 8, 8)}
@@ -105,7 +105,9 @@ def _resmlp(module: Any) -> nn.Module:
 
 
 def _metaformer(module: Any, *mixers: str) -> nn.Module:
-    return module.MetaFormer(**META, token_mixers=[getattr(module, mixer) for mixer in mixers])
+    """One token mixer per stage; attention keeps channels last, and its norms with it."""
+    norms = [module.LayerNormNoBias if mixer == "Attention" else module.LayerNorm2dNoBias for mixer in mixers]
+    return module.MetaFormer(**META, token_mixers=[getattr(module, mixer) for mixer in mixers], norm_layers=norms)
 
 
 def _vision(
