@@ -28,7 +28,7 @@ Report = Callable[[Row], None]
 
 STRATEGIES = ("greedy", "global")
 REPEATS = 3
-LONG = 5.0  # seconds: what takes longer is timed once
+LONG = 2.0  # seconds: what takes longer is timed once
 NOISE = 0.1  # how far features are moved, relative to their norm, where a wanted output has to be made
 
 
