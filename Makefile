@@ -1,9 +1,10 @@
 # Every target sets up what it needs: one virtual environment, versions from constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS := .venv-peers/bin
 OUT ?= out/demo
 
-.PHONY: demo test test-all check bench docs clean
+.PHONY: demo test test-all check bench coverage docs clean
 
 demo: .venv/.ready
 	$(BIN)/revprop demo --out $(OUT)
@@ -21,6 +22,10 @@ check: .venv/.ready-check
 
 bench: .venv/.ready-test
 	$(BIN)/python benchmarks/run.py
+
+# every architecture once; finished ones are kept: make coverage ARGS="--only timm --again"
+coverage: .venv-peers/.ready
+	$(PEERS)/python benchmarks/coverage.py $(ARGS)
 
 docs: .venv/.ready-docs
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
@@ -44,5 +49,12 @@ docs: .venv/.ready-docs
 	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
 	touch $@
 
+# apart from the others: the mere presence of torchvision beside a CPU build of torch breaks other packages
+.venv-peers/.ready: pyproject.toml constraints.txt
+	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
+	$(PEERS)/pip install -q $$(grep '^torch==' constraints.txt)
+	$(PEERS)/pip install -q -c constraints.txt -e ".[peers]"
+	touch $@
+
 clean:
-	rm -rf .venv out docs/_build
+	rm -rf .venv .venv-peers out docs/_build

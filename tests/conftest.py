@@ -1,12 +1,15 @@
 """What every test starts from: one thread, one seed, and hypothesis that draws the same examples each time."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+# last, because benchmarks/coverage.py has the name of a package that a coverage plugin imports
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 torch.set_num_threads(1)  # tests run side by side (pytest-xdist), and sums keep their order
 
 for name, examples in (("ci", 60), ("thorough", 1000)):
