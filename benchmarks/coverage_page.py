@@ -9,7 +9,7 @@ from typing import Any
 Row = dict[str, Any]
 
 SOURCES = ("written here", "timm", "torchvision", "transformers")
-STRATEGIES = ("greedy", "global")
+WAYS = ("greedy", "refined", "global")
 NOTHING = "\N{EN DASH}"
 TOLERANCE = 1e-9  # of the fixed point and of the certificates, in float64
 HEAD = """# Coverage: which networks, how exact, how fast
@@ -21,7 +21,7 @@ its batch-norm statistics set from one random batch; nothing is downloaded. What
   on their own Jacobian, not at all because nothing behind them can move (looking up a token), and those that it refuses.
 - **fixed point**: greedy, towards the network's own output: the largest difference between the features returned and those
   recorded, over all layers reached, relative to the largest entry. It must be below 1e-9.
-- **greedy** and **global**: towards another output, at a layer about a third of the way in. Classifiers get random other labels;
+- **greedy**, **refined** (greedy with `refine=10`) and **global**: towards another output, at a layer about a third of the way in. Classifiers get random other labels;
   other networks the output that they give on that layer's features moved by 10 % of their norm, so that a solution exists.
   Where other values by-pass the layer (said beside its name), an output need not be reachable from it alone.
   *Residual*: the certificate's, relative to the residual before (0 is exact, 1 is no progress). *Reached*: the share of samples
@@ -69,7 +69,7 @@ def _summary(rows: Sequence[Row]) -> str:
         f"| fixed point below 1e-9 | {_share(len(exact), len(rows))} |",
         f"| worst fixed point | {_number(max(_values(rows, 'fixed_point'), default=None))} |",
     ]
-    for strategy in STRATEGIES:
+    for strategy in WAYS:
         found = [row[strategy] for row in rows if row.get(strategy)]
         lines += [
             f"| {strategy}: median residual, relative | {_median(f['residual'] for f in found)} |",
@@ -77,9 +77,7 @@ def _summary(rows: Sequence[Row]) -> str:
             f"| {strategy}: median deviation | {_median(f['deviation'] for f in found)} |",
             f"| {strategy}: median time (forward + backward = 1) | {_median(f['seconds'] for f in found)} |",
         ]
-    errors = [
-        f["certificate_error"] for row in rows for s in STRATEGIES if (f := row.get(s)) and "certificate_error" in f
-    ]
+    errors = [f["certificate_error"] for row in rows for s in WAYS if (f := row.get(s)) and "certificate_error" in f]
     right = sum(_small(error) for error in errors if error is not None)
     early = [row for row in rows if row["failed"] or row["problems"]]
     lines += [
@@ -103,6 +101,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
     ("at layer", ":---", lambda r: _layer(r)),
     ("greedy: residual / reached / deviation", "---:", lambda r: _quality(r, "greedy")),
     ("time", "---:", lambda r: _time(r, "greedy")),
+    ("refined: residual / reached / deviation", "---:", lambda r: _quality(r, "refined")),
+    ("time", "---:", lambda r: _time(r, "refined")),
     ("global: residual / reached / deviation", "---:", lambda r: _quality(r, "global")),
     ("time", "---:", lambda r: _time(r, "global")),
 )
@@ -134,7 +134,7 @@ def _remarks(rows: Sequence[Row]) -> str:
             said.append(f"**fixed point {_number(row['fixed_point'], 'not finite')}**")
         if row.get("greedy_layers", 0) < row.get("floating_layers", 0):
             said.append(f"greedy reaches {row['greedy_layers']} of {row['floating_layers']} layers")
-        for strategy in STRATEGIES:
+        for strategy in WAYS:
             error = (row.get(strategy) or {}).get("certificate_error")
             if error is not None and not _small(error):
                 said.append(f"**{strategy}: certificate off by {_number(error)} of the first residual**")

@@ -26,7 +26,11 @@ from revprop.errors import ExportError, UnsupportedOperatorError
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 
-STRATEGIES = ("greedy", "global")
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {"strategy": "greedy"},
+    "refined": {"strategy": "greedy", "refine": 10},
+    "global": {"strategy": "global"},
+}
 REPEATS = 3
 LONG = 2.0  # seconds: what takes longer is timed once
 NOISE = 0.1  # how far features are moved, relative to their norm, where a wanted output has to be made
@@ -114,14 +118,14 @@ def _reverse(
         goal = wanted(architecture, graph, layer, x, output, seed)
     with part("forward and backward"):
         row["forward_backward_seconds"], _ = seconds(lambda: forward_backward(reference, architecture, x))
-    for strategy in STRATEGIES:
-        with part(f"the {strategy} strategy"):
+    for name, way in WAYS.items():
+        with part(f"the {name} reconstruction"):
             try:
-                took, found = seconds(lambda s=strategy: revprop.reconstruct(graph, x, **goal, to=layer, strategy=s))  # type: ignore[misc]
+                took, found = seconds(lambda way=way: revprop.reconstruct(graph, x, **goal, to=layer, **way))  # type: ignore[misc]
             except UnsupportedOperatorError:
-                row[strategy] = None  # said operator by operator in the coverage
+                row[name] = None  # said operator by operator in the coverage
                 continue
-            row[strategy] = {
+            row[name] = {
                 **quality(found, layer, reference, architecture, x),
                 "seconds": took / row["forward_backward_seconds"],
             }

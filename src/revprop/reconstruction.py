@@ -241,7 +241,9 @@ def _reconstruct_batch(
     held = {layer: tuple(_apart(n, recorded[n], len(output)) for n in by_pass[layer]) for layer in nodes}
     features, walked, steps = {}, {}, {}
     if greedy:
-        changes = walk(graph, settings.mode(), recorded, wanted - output, tuple(nodes.values()), settings.blocks)
+        changes = walk(
+            graph, settings.mode(), recorded, _beyond_rounding(wanted, output), tuple(nodes.values()), settings.blocks
+        )
         features = {layer: recorded[node] + changes[node] for layer, node in nodes.items()}
         if settings.refine:
             walked, left, mode = dict(features), Remaining(search, output), settings.mode()
@@ -280,6 +282,16 @@ def _reconstruct_batch(
         steps,
         walked,
     )
+
+
+def _beyond_rounding(wanted: Tensor, output: Tensor) -> Tensor:
+    """The change of the output, without what is rounding: reversed, it would be magnified like any other."""
+    change = wanted - output
+    if not output.numel():
+        return change
+    size = torch.maximum(by_sample(output).abs().amax(1), by_sample(wanted).abs().amax(1))
+    floor = 64 * torch.finfo(output.dtype).eps * size.view(-1, *[1] * (output.dim() - 1))
+    return torch.where(change.abs() <= floor, 0.0, change)
 
 
 def _suffix(graph: Graph, layer: str) -> Callable[..., Tensor]:

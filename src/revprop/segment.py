@@ -37,6 +37,25 @@ class Segment:
         return self.function(*values, *constants)
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Scaled dot-product attention; the fused kernels can be differentiated once only, so not where a slope is asked for."""
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return aten._scaled_dot_product_attention_math.default(query, key, value, *args, **kwargs)[0]
+    return aten.scaled_dot_product_attention.default(query, key, value, *args, **kwargs)
+
+
+def _hardsigmoid(x: Tensor) -> Tensor:
+    """``clamp(x + 3, 0, 6) / 6``: torch's own can be differentiated once only."""
+    return (x + 3).clamp(0, 6) / 6
+
+
+_INSTEAD: dict[Any, Callable[..., Tensor]] = {
+    aten.view.default: aten.reshape.default,  # the traced strides are the example's; other inputs may lie otherwise
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.hardsigmoid.default: _hardsigmoid,
+}
+
+
 def build_segment(graph: Graph, inputs: tuple[fx.Node, ...], outputs: tuple[fx.Node, ...]) -> Segment:
     """Compiles the part of ``graph`` from ``inputs`` to ``outputs``; :meth:`revprop.graph.Graph.segment` keeps the result.
 
@@ -78,8 +97,7 @@ def build_segment(graph: Graph, inputs: tuple[fx.Node, ...], outputs: tuple[fx.N
     for node in graph.fx_graph.nodes:
         if node in tensors and node not in copied and node.op == "call_function":
             copied[node] = new.node_copy(node, lambda a: copied[a] if a in copied else copied.setdefault(a, size_of(a)))
-            if node.target is aten.view.default:  # the traced strides are the example's; other inputs may lie otherwise
-                copied[node].target = aten.reshape.default
+            copied[node].target = _INSTEAD.get(node.target, node.target)
     new.output(tuple(copied[n] for n in outputs))
     module = fx.GraphModule(nn.Module(), new)
     return Segment(inputs, outputs, tuple(name for _, name in constants), module.forward, graph.tensor)
