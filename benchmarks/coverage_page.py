@@ -21,8 +21,9 @@ its batch-norm statistics set from one random batch; nothing is downloaded. What
   on their own Jacobian, not at all because nothing behind them can move (looking up a token), and those that it refuses.
 - **fixed point**: greedy, towards the network's own output: the largest difference between the features returned and those
   recorded, over all layers reached, relative to the largest entry. It must be below 1e-9.
-- **greedy**, **refined** (greedy with `refine=10`) and **global**: towards another output, at a layer about a third of the way in. Classifiers get random other labels;
-  other networks the output that they give on that layer's features moved by 10 % of their norm, so that a solution exists.
+- **greedy**, **refined** (greedy with `refine=10`) and **global**: towards another output, at a layer about a third of the way in.
+  Classifiers get random other labels; other networks the output that they give on that layer's features moved by 10 % of their
+  norm, so that a solution exists.
   Where other values by-pass the layer (said beside its name), an output need not be reachable from it alone.
   *Residual*: the certificate's, relative to the residual before (0 is exact, 1 is no progress). *Reached*: the share of samples
   that get there. *Deviation*: how far the features move, relative to their norm. *Time*: relative to one forward and backward pass
