@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import resource
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +16,10 @@ from torch import Tensor, nn
 
 from revprop import post_train, reconstruct, trace
 from revprop.datasets import data_root, load_data
+from revprop.hardware import StepMemory
+from revprop.modes import NearestPreimage
 from revprop.networks import NETWORKS, load_weights
+from revprop.reverse import factors_behind
 from revprop.training import Training, train_baseline
 
 
@@ -26,6 +31,7 @@ class NetworkCase:
     network: str
     wrong: float
     times: Paired
+    remark: str = ""
 
 
 def trained(name: str) -> tuple[nn.Module, Tensor, Tensor, str]:
@@ -70,6 +76,33 @@ def measure(repeats: int = 9) -> list[NetworkCase]:
             found.append(NetworkCase("one FR-PT epoch / one BP-PT epoch", name, wrong, _epochs(model, name, repeats)))
             found.append(NetworkCase("closed form / ten BP-PT epochs", name, wrong, _closed_form(model, name)))
     return found
+
+
+def measure_large(repeats: int = 3) -> NetworkCase:
+    """ResNet-18 at 3 x 224 x 224, batch 8, random weights and labels: the walk down to layer1 against forward and backward."""
+    model = NETWORKS["resnet18"](seed=0).eval()
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8, 3, 224, 224, generator=generator), torch.randint(0, 1000, (8,), generator=generator)
+    graph, weights = trace(model, x[:2]), list(model.parameters())
+    run = partial(reconstruct, graph, x, y, to="layer1", strategy="greedy")
+    began = time.perf_counter()
+    run()
+    first = time.perf_counter() - began
+    factors = [step.state for step in factors_behind(graph, NearestPreimage(0.01, "fft"), [graph.node("layer1")])]
+    memory = StepMemory(weights, torch.device("cpu"))
+    with memory.watch([x]):
+        run()
+
+    def pass_through() -> None:
+        torch.autograd.grad(F.cross_entropy(model(x), y), weights)
+
+    remark = (
+        f"{len(factors)} steps; made ready once, in {first:.0f} s; tensors alive at most {memory.peak / 2**30:.2f} GiB, the whole "
+        f"process so far {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+    )
+    return NetworkCase(
+        "labels -> layer1, one walk", "resnet18, 8 x 3 x 224 x 224", 1.0, paired(run, pass_through, repeats), remark
+    )
 
 
 def _training_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
