@@ -34,6 +34,7 @@ LEVELS = [
     {"graph", "convolution", "sweep"},
     {"columns", "structural_map"},
     {"rules", "embedding"},
+    {"regions"},
     {"tasks"},
     {"global_solve", "gauss_newton"},
     {"modes"},

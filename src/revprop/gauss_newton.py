@@ -17,9 +17,10 @@ from torch import Tensor
 from revprop.krylov import least_squares
 from revprop.samples import Layout, Samples
 
-__all__ = ["Effort", "search"]
+__all__ = ["Effort", "search", "search_entries"]
 
 
+POINTS = 40  # to each side, where entries are searched one by one
 PATIENCE = 4  # steps without a tenth less missing
 
 
@@ -126,6 +127,50 @@ def _newton(function: Callable[[Tensor], Tensor], start: Tensor, wanted: Tensor,
         step = torch.where(worse, 0.5 * step, change)
         last = torch.where(worse, last, size)
     return best
+
+
+def search_entries(function: Callable[[Tensor], Tensor], start: Tensor, wanted: Tensor) -> Tensor:
+    """Corrections of a value by a continuous function that acts entry by entry: the nearest change of sign of what is missing
+    among points that get sparser with the distance, then bisection. Where there is none, the point that misses least.
+
+    >>> x = torch.tensor([0.5, -2.0], dtype=torch.float64)
+    >>> wanted = torch.tensor([0.5, -0.5], dtype=torch.float64)
+    >>> x + search_entries(lambda x: x / (1 + x.abs()), x, wanted)
+    tensor([ 1., -1.], dtype=torch.float64)
+    """
+    first = function(start) - wanted
+    low, high = torch.zeros_like(start), torch.zeros_like(start)  # offsets between which the sign changes
+    found = first == 0
+    best, least = torch.zeros_like(start), first.abs()
+    reach = 8 * (1 + start.abs())
+    for _ in range(3):  # then closer around the point that misses least: an extremum may hide two changes of sign
+        middle = best.clone()
+        there = function(start + middle) - wanted
+        for side in (1.0, -1.0):
+            old, miss = middle, there
+            for i in range(1, POINTS + 1):
+                offset = middle + side * reach * (i / POINTS) ** 2
+                new = function(start + offset) - wanted
+                turn = (new * miss <= 0) & (
+                    ~found | (offset.abs() < torch.minimum(low.abs(), high.abs()))
+                )  # False for NaN
+                low, high = torch.where(turn, old, low), torch.where(turn, offset, high)
+                found = found | turn
+                better = new.abs() < least
+                best, least = torch.where(better, offset, best), torch.where(better, new.abs(), least)
+                old, miss = offset, new
+        if bool(found.all()):
+            break
+        reach = 0.1 * (reach / POINTS + best.abs())
+    sign = torch.sign(function(start + low) - wanted)
+    for _ in range(torch.finfo(start.dtype).bits):
+        middle = 0.5 * (low + high)
+        same = torch.sign(function(start + middle) - wanted) == sign
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+    for end in (low, high):
+        miss = (function(start + end) - wanted).abs()
+        best, least = torch.where(found & (miss < least), end, best), torch.where(found & (miss < least), miss, least)
+    return torch.where(first == 0, 0.0, best)
 
 
 def _linear_step(x: Tensor, y: Tensor, missing: Tensor, products: int) -> Tensor:

@@ -256,6 +256,11 @@ class Graph:
         return {**dict(zip(self.inputs, values, strict=True)), **dict(zip(self.recorded, results, strict=True))}
 
     @cached_property
+    def order(self) -> dict[fx.Node, int]:
+        """The position of each node in forward order."""
+        return {node: i for i, node in enumerate(self.fx_graph.nodes)}
+
+    @cached_property
     def recorded(self) -> tuple[fx.Node, ...]:
         """The operators, and the constants they read whose size is that of the batch (they are no parameters)."""
         read = {a for node in self.nodes for a in node.all_input_nodes if a not in self.active}

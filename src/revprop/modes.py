@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from revprop.gauss_newton import search
+from revprop.gauss_newton import search, search_entries
 from revprop.linear_map import Factor
 from revprop.rules import MARGIN, Fact, Linear, Nonlinear, Pointwise, Selection
 
@@ -155,6 +155,8 @@ def _nearest_inputs(
         which, given = fact.linear(*values)
         (correction,) = _as_tuple(given.factor(damping).solve(change))
         return tuple(correction if i == which else None for i in range(count))
+    if fact.entrywise:
+        return (search_entries(lambda x: fact.function(x, *values[count:]), values[0], output + change),)
     if fact.preimage is None:
         return search(fact.function, fact.layout, values, output, change)
     found = fact.preimage(output + change, *values)

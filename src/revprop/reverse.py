@@ -15,7 +15,8 @@ from revprop.graph import Example, Graph, trace
 from revprop.linear_map import Factor
 from revprop.modes import Mode
 from revprop.outputs import Choice
-from revprop.rules import Call, Fact, Linear, Nonlinear, Pointwise, Refusal, bind, closed, describe, searched, whole
+from revprop.regions import inputs_of, regions
+from revprop.rules import Call, Fact, Linear, Nonlinear, Pointwise, Refusal, bind, closed, describe, searched
 
 __all__ = ["Coverage", "Step", "check", "factors_behind", "walk"]
 
@@ -136,11 +137,11 @@ def factors_behind(graph: Graph, mode: Mode, nodes: Iterable[fx.Node], blocks: S
     """
     targets = tuple(nodes)
     moving = graph.reached(targets)
-    wholes, within = _blocks(graph, set(targets), moving, blocks)
+    wholes, within = regions(graph, set(targets), moving, blocks)
     on_the_way = [
         n
         for n in reversed(_operators(graph))
-        if n in moving and any(a in moving for a in _arguments(n)) and (n in wholes or n not in within)
+        if n in moving and any(a in moving for a in inputs_of(n)) and (n in wholes or n not in within)
     ]
     # (node, mode, inputs that move) -> (copies of the weights read, step); factored again only when its weights have changed
     cache: dict[Any, tuple[list[Tensor], Step]] = graph.factored
@@ -224,46 +225,9 @@ def _shares(fact: Fact, share: Tensor | None, count: int, like: Tensor) -> tuple
     return (share,) if isinstance(fact, Pointwise) else (None,) * count
 
 
-def _blocks(
-    graph: Graph, targets: set[fx.Node], moving: set[fx.Node], names: Sequence[str]
-) -> tuple[dict[fx.Node, Call], set[fx.Node]]:
-    """The last node of each block -> the block as one call, and all nodes of blocks."""
-    wholes: dict[fx.Node, Call] = {}
-    within: set[fx.Node] = set()
-    members = [(graph.node(name), graph.inside(name)) for name in names]
-    for last, inside in sorted(members, key=lambda member: -len(member[1])):  # of nested ones the outer
-        while last in inside and last not in targets and _alone(graph, last, moving):
-            last = next(a for a in _arguments(last) if a in moving)
-        front = graph.ancestors(n for n in targets if n in inside and n is not last)
-        behind = graph.ancestors([last])
-        region = frozenset(n for n in inside if n in moving and n in behind and n not in front)
-        if last in region and not region & within:
-            wholes[last] = whole(graph, last, region, moving)
-            within |= region
-    return wholes, within
-
-
-def _alone(graph: Graph, node: fx.Node, moving: set[fx.Node]) -> bool:
-    """Whether an operator has one input that moves and a closed form: no need to search through it."""
-    call = bind(graph, node, moving)
-    if len(call.inputs) != 1:
-        return False
-    try:
-        closed(call)
-    except Refusal:
-        return False
-    return True
-
-
 def _operators(graph: Graph) -> list[fx.Node]:
     """The operators that a correction can reach; one with several results is found at each result that is used."""
     return [node for node in graph.nodes if node in graph.movable and isinstance(node.meta.get("val"), Tensor)]
-
-
-def _arguments(node: fx.Node) -> list[fx.Node]:
-    source = node.args[0]
-    picked = node.target is operator.getitem and isinstance(source, fx.Node)
-    return source.all_input_nodes if picked else node.all_input_nodes  # type: ignore[union-attr]
 
 
 def _weights(graph: Graph, call: Call) -> list[Tensor]:

@@ -96,12 +96,14 @@ class Nonlinear:
         linear: the same values -> (which of them, the linear map in it) where the others are as recorded: the values of an
             attention by its recorded weights.
         layout: where the samples of the values lie (filled in by :func:`describe`).
+        entrywise: whether every output depends on the entry at the same place alone: searched entry by entry.
     """
 
     function: Callable[..., Tensor]
     preimage: Callable[..., tuple[Tensor | None, ...]] | None = None
     linear: Callable[..., tuple[int, LinearMap]] | None = None
     layout: Layout = Layout()
+    entrywise: bool = False
 
 
 Fact = Linear | Pointwise | Selection | Nonlinear
@@ -125,7 +127,8 @@ class Call:
 
     Attributes:
         operator: what is called. moving: the activations that may move; others (masks, token indices, what by-passes the
-            layers asked for) are held at their recorded values. within: of a block, its operators.
+            layers asked for) are held at their recorded values. within: of several operators as one, these; entrywise: whether
+            they make a function entry by entry.
     """
 
     graph: Graph
@@ -134,6 +137,7 @@ class Call:
     arguments: dict[str, Any]
     moving: frozenset[fx.Node]
     within: frozenset[fx.Node] = frozenset()
+    entrywise: bool = False
 
     @cached_property
     def inputs(self) -> tuple[fx.Node, ...]:
@@ -256,11 +260,13 @@ def bind(graph: Graph, node: fx.Node, moving: Collection[fx.Node] | None = None)
     )
 
 
-def whole(graph: Graph, last: fx.Node, region: frozenset[fx.Node], moving: Collection[fx.Node]) -> Call:
+def whole(
+    graph: Graph, last: fx.Node, region: frozenset[fx.Node], moving: Collection[fx.Node], entrywise: bool = False
+) -> Call:
     """Several operators as one call: those of a region with one result."""
     read = [a for n in graph.nodes if n in region for a in n.all_input_nodes if a not in region]
     values = [a for a in dict.fromkeys(read) if a in graph.active or a in graph.recorded]
-    return Call(graph, last, None, {str(a): a for a in values}, frozenset(moving), region)
+    return Call(graph, last, None, {str(a): a for a in values}, frozenset(moving), region, entrywise)
 
 
 def describe(call: Call) -> Fact:
@@ -289,7 +295,7 @@ def closed(call: Call) -> Fact:
 def searched(call: Call, refusal: Refusal) -> Nonlinear:
     """What the operator computes, for its preimage to be searched. Raises the refusal where that cannot be done: where an
     output of one sample depends on another, or nothing can be differentiated."""
-    fact = Nonlinear(call.run, layout=call.layout)
+    fact = Nonlinear(call.run, layout=call.layout, entrywise=call.entrywise)
     if not call.inputs or refusal.final or None in (*fact.layout.moving, fact.layout.output):
         raise refusal
     try:
