@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
     from revprop.graph import Graph
@@ -40,7 +41,8 @@ class Segment:
 def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Scaled dot-product attention; the fused kernels can be differentiated once only, so not where a slope is asked for."""
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        return aten._scaled_dot_product_attention_math.default(query, key, value, *args, **kwargs)[0]
+        with sdpa_kernel(SDPBackend.MATH):
+            return aten.scaled_dot_product_attention.default(query, key, value, *args, **kwargs)
     return aten.scaled_dot_product_attention.default(query, key, value, *args, **kwargs)
 
 
