@@ -241,11 +241,12 @@ def _reconstruct_batch(
     held = {layer: tuple(_apart(n, recorded[n], len(output)) for n in by_pass[layer]) for layer in nodes}
     features, walked, steps = {}, {}, {}
     if greedy:
-        changes = walk(
-            graph, settings.mode(), recorded, _beyond_rounding(wanted, output), tuple(nodes.values()), settings.blocks
-        )
+        change = _beyond_rounding(wanted, output)
+        changes = walk(graph, settings.mode(), recorded, change, tuple(nodes.values()), settings.blocks)
         features = {layer: recorded[node] + changes[node] for layer, node in nodes.items()}
         if settings.refine:
+            if search.target is not None:
+                search = global_solve.Goal(target=torch.where(change == 0, output, wanted))
             walked, left, mode = dict(features), Remaining(search, output), settings.mode()
             everyone = torch.arange(len(output), device=output.device)
             for layer, node in nodes.items():
