@@ -13,8 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from revprop.datasets import ImageData, load_idx_folder, load_npz
+from revprop.graph import trace
 from revprop.networks import NETWORKS, ConvNet, load_network, load_weights
 from revprop.networks.resnet import CifarResNet, ZeroPadShortcut, resnet18
+from revprop.networks.vit import EncoderBlock, SelfAttention, VisionTransformer
+from revprop.reverse import check
 
 DATA = Path(os.environ.get("REVPROP_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -132,6 +135,65 @@ def test_option_a_shortcut_and_depth() -> None:
     for depth in (2, 18):
         with pytest.raises(ValueError, match=f"depth of 6 m .* got {depth}"):
             CifarResNet(depth, 10)
+
+
+# --- Vision transformer ----------------------------------------------------------------------------------------------
+
+
+def test_attention_is_the_softmax_of_scaled_products() -> None:
+    attention = SelfAttention(6, 2).double()
+    tokens = torch.randn(3, 5, 6, dtype=torch.float64)
+    q, k, v = attention.qkv(tokens).split(6, dim=-1)
+    heads = []
+    for i in (slice(0, 3), slice(3, 6)):
+        weights = torch.softmax(q[..., i] @ k[..., i].transpose(1, 2) / 3**0.5, dim=-1)
+        heads.append(weights @ v[..., i])
+    torch.testing.assert_close(attention(tokens), attention.proj(torch.cat(heads, dim=-1)))
+
+
+def test_encoder_block_without_its_branches_is_the_identity() -> None:
+    block = EncoderBlock(6, 2, 12)
+    for layer in (block.attn.proj, block.fc2):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    tokens = torch.randn(2, 5, 6)
+    assert torch.equal(block(tokens), tokens)
+
+
+def test_vit_reads_patches_in_place() -> None:
+    net = NETWORKS["vit-mnist"](seed=0).eval()
+    assert isinstance(net, VisionTransformer)
+    # 7x7 patches to width 48, 16 + 1 tokens, 4 blocks (norms, attention, 48 -> 96 -> 48), norm and linear map
+    blocks = 4 * (2 * 96 + 49 * 144 + 49 * 48 + 49 * 96 + 97 * 48)
+    assert count(net) == 50 * 48 + 18 * 48 + blocks + 96 + 49 * 10
+    images = torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        logits, tokens = net(images), net.patches(images).flatten(2).transpose(1, 2)
+        assert logits.shape == (2, 10)
+        swapped = images.clone()  # the first two patches change places, and so do their positions
+        swapped[..., :7, :7], swapped[..., :7, 7:14] = images[..., :7, 7:14], images[..., :7, :7]
+        assert not torch.allclose(net(swapped), logits)
+        net.positions[:, [1, 2]] = net.positions[:, [2, 1]]
+        torch.testing.assert_close(net(swapped), logits)
+    assert tokens.shape == (2, 16, 48)
+
+
+def test_vit_blocks_are_layers_and_all_of_it_is_covered() -> None:
+    graph = trace(NETWORKS["vit-mnist"](seed=0).eval(), torch.rand(2, 1, 28, 28))
+    blocks = [f"blocks.{i}" for i in range(4)]
+    assert [name for name in graph.layers if name in blocks] == blocks
+    assert {"patches", "blocks.1.attn.qkv", "blocks.1.attn", "blocks.1.act", "norm", "head"} <= set(graph.layers)
+    assert check(graph).covered
+
+
+def test_vit_errors() -> None:
+    for wrong, message in (
+        ((1, 28, 5, 48, 4, 4, 10), "multiple of the patch size, got 28 and 5"),
+        ((1, 28, 7, 50, 4, 4, 10), "multiple of the number of heads, got 50 and 4"),
+        ((1, 28, 7, 48, 0, 4, 10), "at least one block, got depth=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            VisionTransformer(*wrong)
 
 
 # --- Published weights -----------------------------------------------------------------------------------------------

@@ -355,8 +355,7 @@ Command = (
 
 SHAPES = {
     "digits": (1, 8, 8),
-    "mnist": (1, 28, 28),
-    "mnist-lenet": (1, 28, 28),
+    **dict.fromkeys(("mnist", "mnist-lenet", "vit-mnist"), (1, 28, 28)),
     "cifar10": (3, 32, 32),
     "cifar10-reversed": (3, 32, 32),
     "cifar10-simple-cnn": (3, 32, 32),

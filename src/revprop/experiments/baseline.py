@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from revprop.datasets import Split, load_data
+from revprop.datasets import Split, data_root, load_data
 from revprop.networks import NETWORKS, load_network, load_weights
 from revprop.runs import RunStore
 from revprop.training import Training, accuracy_of, train_baseline
@@ -38,7 +38,8 @@ class Baseline:
         samples: train on so many of the training images, drawn once and for all seeds; None for all.
         holdout: keep this share of the training images out, drawn once, and measure on them instead of the test set: for
             choosing what must not be chosen on the test set.
-        weights: a file of trained weights to use instead of training; then ``epochs`` and the others do not matter.
+        weights: a file of trained weights to use instead of training, its path from here or from the folder of data; then
+            ``epochs`` and the others do not matter.
         mean, std: scale images to [0, 1] and by these per channel; None standardises each channel of each image.
     """
 
@@ -86,9 +87,14 @@ def weights_name(path: str | Path) -> str:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights file {path}")
-    return f"{path} ({hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]})"
+    return f"{path} ({hashlib.sha256(_find_weights(path).read_bytes()).hexdigest()[:8]})"
+
+
+def _find_weights(path: str | Path) -> Path:
+    for found in (Path(path), data_root() / path):
+        if found.is_file():
+            return found
+    raise FileNotFoundError(f"no weights file {path}")
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ def baseline_row(
     model = build_network(baseline.network, baseline.seed, len(data.classes))
     weights = _weights(baseline, folder)
     if baseline.weights:
-        load_weights(model, baseline.weights)
+        load_weights(model, _find_weights(baseline.weights))
         model.eval()
         accuracy: float | None = accuracy_of(
             model, zip(data.test[0].split(2048), data.test[1].split(2048), strict=True)

@@ -19,7 +19,7 @@ from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct
 from revprop.post_training import METHODS
 from revprop.runs import Row
 
-__all__ = ["CATALOGUE", "SCALES", "WAYS", "Experiment", "chosen_ways", "settings_of", "study", "table"]
+__all__ = ["CATALOGUE", "SCALES", "WAYS", "Experiment", "check_scale", "chosen_ways", "settings_of", "study", "table"]
 
 SCALES = ("smoke", "reduced", "paper")
 IMAGES_OF_224 = ("imagenette", "imagewoof")
@@ -88,7 +88,7 @@ def table(
     >>> grid.baseline.network, grid.baseline.data, grid.alpha, grid.reduced
     ('imagenette', 'made:imagenette', 0.3, 'made images of the right shape, 1 epoch, 3 of 28 modules')
     """
-    _check(scale, seeds)
+    check_scale(scale, seeds)
     paper = _TABLES[number]
     chosen = chosen_ways(ways)
     bp, others = WAYS["bp"] in chosen, tuple(way for way in chosen if way != WAYS["bp"])
@@ -141,7 +141,7 @@ def study(
     >>> study(Baseline("digits", "digits"), "smoke").reduced
     'at most 500 training images, 1 epoch'
     """
-    _check(scale, seeds)
+    check_scale(scale, seeds)
     chosen = chosen_ways(ways)
     others = tuple(way for way in chosen if way != WAYS["bp"])
     grid = PostTrainingGrid(
@@ -200,7 +200,14 @@ def settings_of(name: str, scale: str, seeds: int | None = None, **others: Any) 
     return function(scale, seeds, **given)
 
 
-def _check(scale: str, seeds: int | None) -> None:
+def check_scale(scale: str, seeds: int | None) -> None:
+    """Refuses a scale that is none of SCALES, and fewer than one seed.
+
+    Raises:
+        ValueError: either of these.
+
+    >>> check_scale("reduced", 3)
+    """
     if scale not in SCALES:
         raise ValueError(near_matches(scale, SCALES, "scale"))
     if seeds is not None and seeds < 1:
@@ -259,7 +266,7 @@ def _at_hand(number: int, paper: _Table) -> tuple[str, str]:
 def _quality(
     paper: reconstruction_quality.ReconstructionQuality, scale: str, seeds: int | None = None
 ) -> reconstruction_quality.ReconstructionQuality:
-    _check(scale, seeds)
+    check_scale(scale, seeds)
     if seeds not in (None, 1):
         raise ValueError(f"seeds: this experiment is one run of one network, given {seeds}")
     if scale == "smoke":
@@ -287,6 +294,8 @@ def _collect() -> Mapping[str, Experiment]:
         if importlib.util.find_spec(f"revprop.experiments.{name}") is not None:
             module = importlib.import_module(f"revprop.experiments.{name}")
             found[f"fr-pt/{name}"] = Experiment(module.settings, module.run)
+    repair = importlib.import_module("revprop.experiments.repair")  # not at the top: it takes the scales from here
+    found["any-network/repair"] = Experiment(repair.settings, repair.run)
     for name, paper in (("cifar10", reconstruction_quality.CIFAR10), ("resnet20", reconstruction_quality.RESNET20)):
         found[f"design/{name}"] = Experiment(partial(_quality, paper), _run_quality)
     return found

@@ -63,4 +63,5 @@ def run(
 
 
 def _describe(task: Task, row: Row) -> str:
-    return f"{task.name} {100 * row.get('accuracy', row.get('history', [{}])[-1].get('accuracy')):.2f} %"
+    # a baseline of given weights has an accuracy and no history
+    return f"{task.name} {100 * (row['accuracy'] if 'accuracy' in row else row['history'][-1]['accuracy']):.2f} %"

@@ -96,7 +96,7 @@ class PostTrainingGrid:
     Attributes:
         baseline: what everything starts from; its seed is replaced by each of ``seeds``.
         alpha: the share of the reconstruction loss. epochs: of post-training.
-        cells: (start, stop) layer names; None for every pair of the network's blocks.
+        cells: (start, stop) layer names, also of layers inside of blocks; None for every pair of the network's blocks.
         bp: whether to run the BP cells. fr: the reconstruction options of the FR cells, one set of cells each.
         ways: further ways to train each module.
         reduced: what a reduced run reduces, in words, printed in its table.
@@ -220,8 +220,14 @@ def grid_tasks(
 def _modules(
     graph: Graph, cells: Sequence[tuple[str, str]] | None, report: Callable[[str], None]
 ) -> list[tuple[int, int, str, str]]:
-    """The modules to train: those asked for, or all that can be, with the numbers of their layers."""
+    """The modules to train: those asked for, or all that can be, with the numbers of their layers.
+
+    Layers are the network's blocks; where cells name layers inside of these, all that lie no deeper."""
     layers = blocks(graph)
+    named = {name for cell in cells or () for name in cell if name in graph.layers} - {"input", *layers}
+    if named:
+        deepest = max(name.count(".") for name in named)
+        layers = tuple(n for n in graph.layers if n not in ("input", "output") and n.count(".") <= deepest)
     chosen = [p for p in pairs(layers) if cells is None or p[2:] in cells]
     strange = sorted(set(cells or ()) - {p[2:] for p in chosen})
     if strange:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from revprop.errors import NonFiniteError, near_matches
-from revprop.networks import fr_pt, resnet, tutorial
+from revprop.networks import fr_pt, resnet, tutorial, vit
 from revprop.networks.fr_pt import ConvNet
 
 __all__ = ["NETWORKS", "ConvNet", "load_network", "load_weights"]
@@ -31,6 +31,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet.resnet18,
     "cifar10-simple-cnn": tutorial.cifar10_simple_cnn,
     "mnist-lenet": tutorial.mnist_lenet,
+    "vit-mnist": vit.vit_mnist,
 }
 """Every network of this package by name: factories that take the keywords ``classes`` and ``seed``."""
 
