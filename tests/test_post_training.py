@@ -551,7 +551,10 @@ def test_an_interrupted_run_continues_to_the_same_numbers(digits_graph: Graph, t
         ({"start": "conv2"}, "start"),
         ({"stop": "fc2"}, "stop"),
         ({"alpha": 0.6, "margin": 0.1}, "alpha, margin"),
-        ({"method": "bp"}, "alpha, damping, embedding, margin, method, rules, solver, strategy, tolerance"),
+        (
+            {"method": "bp"},
+            "alpha, attention, blocks, damping, embedding, margin, method, refine, rules, solver, strategy, tolerance",
+        ),
         ({"samples": 299}, "samples"),
         ({"weights": 1e-3}, "model"),
     ],

@@ -83,7 +83,7 @@ def stack(call: Call) -> Fact:
     return Linear(Concatenate(dim, spans, len(call["tensors"]), new=True))
 
 
-@rule(aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+@rule(aten.where.self, aten.masked_fill.Scalar)
 def choose(call: Call) -> Fact:
     """Takes each entry from one of two, by a condition that is held: what is taken is as wanted, the rest stays."""
     condition = call.get("condition") if "condition" in call.arguments else call["mask"]

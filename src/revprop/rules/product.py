@@ -83,8 +83,9 @@ def hyperbola(p: Tensor, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     With u, v = (p + q, p - q) / sqrt(2) the constraint is u^2 - v^2 = 2 c, and the nearest point u / (1 - m), v / (1 + m) with m in
     (-1, 1): the root of an increasing function, by Newton's method within a bracket.
 
-    >>> hyperbola(torch.tensor([3.0]), torch.tensor([3.0]), torch.tensor([4.0]))
-    (tensor([2.]), tensor([2.]))
+    >>> p, q = hyperbola(torch.tensor([3.0]), torch.tensor([3.0]), torch.tensor([4.0]))
+    >>> round(float(p), 4), round(float(q), 4)
+    (2.0, 2.0)
     """
     root = 2**0.5
     u, v = (p + q) / root, (p - q) / root

@@ -325,11 +325,15 @@ def _try(call: Call, fact: Nonlinear) -> None:
     assert last is not None
     with torch.enable_grad():
         leaves = [value.requires_grad_() for value in values[:count]]
-        first = last.rows(fact.function(*leaves, *values[count:]))[:1]
-        gradients = torch.autograd.grad(first.sum(), leaves, allow_unused=True)
-    for gradient, samples in zip(gradients, fact.layout.moving, strict=True):
-        assert samples is not None
-        if gradient is not None and bool((samples.rows(gradient)[1:] != 0).any()):
+        rows = last.rows(fact.function(*leaves, *values[count:]))
+        of_each = [torch.autograd.grad(row.sum(), leaves, allow_unused=True, retain_graph=True) for row in rows]
+    for i, gradients in enumerate(of_each):
+        found = [
+            samples.rows(gradient)[1 - i]
+            for gradient, samples in zip(gradients, fact.layout.moving, strict=True)
+            if gradient is not None and samples is not None
+        ]
+        if any(bool((part != 0).any()) for part in found):
             raise ValueError("one sample depends on another")
 
 

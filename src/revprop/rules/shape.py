@@ -21,15 +21,6 @@ def identity(call: Call) -> Fact:
     return Linear(Copy(lambda a: a, lambda z: z))
 
 
-@rule(aten.native_dropout.default, anywhere=True)
-def dropout(call: Call) -> Fact:
-    """Only found where dropout stays on in eval mode; torch.export leaves no trace of it otherwise."""
-    raise Refusal(
-        "it drops at random even in eval mode (F.dropout without training=self.training): pass that argument",
-        final=True,
-    )
-
-
 @rule(
     aten.view.default,
     aten._unsafe_view.default,
