@@ -103,12 +103,16 @@ def hyperbola(p: Tensor, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         m = new
         if bool((still | kept).all()):
             break
-    # one of the two from the multiplier, the other from the constraint: exact where the multiplier is at its end, too
+    # one of the two from the multiplier, the other from the constraint: the larger one, unless the multiplier is at its end,
+    # where only the constraint knows the other
     up, down = u / (1 - m), v / (1 + m)
-    positive = m > 0
-    other = torch.where(positive, 2 * c + down.square(), up.square() - 2 * c).clamp_min(0.0).sqrt()
-    up = torch.where(positive, torch.where(u < 0, -other, other), up)
-    down = torch.where(positive, down, torch.where(v < 0, -other, other))
+    end = torch.finfo(u.dtype).eps ** 0.5
+    solved = ((c < 0) & (1 - m > end)) | (1 + m < end)
+    other = torch.where(solved, up.square() - 2 * c, 2 * c + down.square()).clamp_min(0.0).sqrt()
+    up, down = (
+        torch.where(solved, up, torch.where(u < 0, -other, other)),
+        torch.where(solved, torch.where(v < 0, -other, other), down),
+    )
     return torch.where(kept, p, (up + down) / root), torch.where(kept, q, (up - down) / root)
 
 
