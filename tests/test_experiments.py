@@ -192,7 +192,7 @@ def test_cells_methods_and_seeds(tmp_path: Path) -> None:
     assert kept == [row for row in rows if row["settings"]["method"] == "bp" and row["settings"]["seed"] == 0]
 
 
-@pytest.mark.parametrize("cell", [("input", "conv9"), ("fc1", "conv1"), ("conv1.0", "fc1")])
+@pytest.mark.parametrize("cell", [("input", "conv9"), ("fc1", "conv1"), ("conv1.9", "fc1")])
 def test_a_cell_that_is_none_is_refused(tmp_path: Path, cell: tuple[str, str]) -> None:
     grid = replace(GRID, baseline=replace(SMALL, epochs=0), cells=(("input", "conv1"), cell))
     with pytest.raises(
