@@ -635,6 +635,9 @@ def test_what_the_verbs_refuse() -> None:
         revprop.reconstruct(net, x, values)
     with pytest.raises(ValueError, match=r"task=Regression.* says what labels are, and target= has none"):
         revprop.reconstruct(net, x, target=values, task=Regression())
+    for verb in (revprop.reconstruct, lambda *given: revprop.post_train(net, given[1:3], "0", "2", task=given[3])):
+        with pytest.raises(ValueError, match=r"task: expected revprop.Classification\(\).*; given 'regression'"):
+            verb(net, x, values, "regression")
     with pytest.raises(NonFiniteError, match="labels holds 15 of 15"):
         revprop.reconstruct(net, x, values * math.nan, Regression())
     with pytest.raises(ValueError, match=r"the outputs' shape \(3, 5\); given \(3, 1\)"):

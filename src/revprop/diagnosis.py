@@ -14,7 +14,7 @@ from revprop.prefix import batches_of
 from revprop.reconstruction import reconstruct
 from revprop.reverse import as_graph
 from revprop.settings import Settings
-from revprop.tasks import Task, infer
+from revprop.tasks import Task, stated
 
 __all__ = ["Diagnosis", "LayerDiagnosis", "blocks", "diagnose"]
 
@@ -125,9 +125,9 @@ def diagnose(
     for x, labels in batches_of(batches, 256):
         graph = as_graph(model, x) if graph is None else graph
         chosen = tuple(layers) if layers is not None else blocks(graph)
-        stated = infer(labels) if task is None else task
-        result = reconstruct(graph, x, labels, stated, to=chosen, **options)
-        counts.append(torch.stack(stated.right(result.output, labels), 1))
+        known = stated(task, labels)
+        result = reconstruct(graph, x, labels, known, to=chosen, **options)
+        counts.append(torch.stack(known.right(result.output, labels), 1))
         for layer in chosen:
             certificate = result.certificates[layer]
             absolute = (result.recorded[layer] - result[layer]).abs().sum(0, dtype=torch.float64)

@@ -23,7 +23,7 @@ from revprop.inputs import Example
 from revprop.prefix import Loader, Plan, batches_of, prepare, sample, wanted_features
 from revprop.reverse import as_graph
 from revprop.settings import Settings
-from revprop.tasks import Task, infer
+from revprop.tasks import Task, stated
 from revprop.training import Epoch, Training, fit
 
 __all__ = ["PostTraining", "module_parameters", "post_train"]
@@ -141,7 +141,7 @@ def post_train(
     batches, first = _first(
         batches_of(sample(loader, closed_form.samples if method == "solve" else None, seed), batch_size)
     )
-    stated = infer(first[1]) if task is None else task
+    known = stated(task, first[1])
     source = as_graph(model, first[0])
     names = module_parameters(source, start, stop)
     for name, value in source.model.named_parameters():
@@ -159,7 +159,7 @@ def post_train(
         began = now()
         wanted = settings if weight else None
         renew = refresh is not None and wanted is not None
-        columns = prepare(graph, plan, batches, stop, wanted, folder, memory_budget, place, stated, keep_inputs=renew)
+        columns = prepare(graph, plan, batches, stop, wanted, folder, memory_budget, place, known, keep_inputs=renew)
         target_seconds = now() - began
         count = len(plan.crossing) + (1 if wanted is None else 2)
         data, inputs = columns[:count], columns[count:]
@@ -168,10 +168,10 @@ def post_train(
             if loader is None:
                 return None
             found = batches_of(loader, batch_size)
-            checked = prepare(graph, whole, found, stop, None, folder / part, memory_budget, place, stated)
+            checked = prepare(graph, whole, found, stop, None, folder / part, memory_budget, place, known)
             if not checked:
                 raise ValueError(f"{part}: expected batches of (inputs, labels); it gave none")
-            return _accuracy(whole.run, checked, place, stated)
+            return _accuracy(whole.run, checked, place, known)
 
         evaluate = measure("validation", validation)
         flags = {name: p.requires_grad for name, p in trained.named_parameters()}
@@ -183,7 +183,7 @@ def post_train(
                 names = tuple(n for layer in layers for n in (layer.weight, layer.bias) if n)
                 score = measure("selection", selection)
                 began = now()
-                sweeps, memory = solve(graph, layers, data, closed_form, score, embedding, seed, batch_size, stated)
+                sweeps, memory = solve(graph, layers, data, closed_form, score, embedding, seed, batch_size, known)
                 history = _sweeps_as_epochs(graph, sweeps, evaluate, now() - began)
             else:
                 identity = {
@@ -201,10 +201,10 @@ def post_train(
 
                 def before_epoch(epoch: int) -> None:
                     if refresh is not None and epoch > 1 and (epoch - 1) % refresh == 0:
-                        _renew(graph, data, inputs, stop, settings, batch_size, place, stated)
+                        _renew(graph, data, inputs, stop, settings, batch_size, place, known)
 
                 scale = _scale(data[-1], embedding) if rescale and weight else 1.0
-                loss = _loss(len(plan.crossing), weight, embedding, scale, stated)
+                loss = _loss(len(plan.crossing), weight, embedding, scale, known)
                 fitted = fit(
                     _Trained(graph, plan, names),
                     data,

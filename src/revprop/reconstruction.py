@@ -20,7 +20,7 @@ from revprop.refine import refine as refine_walk
 from revprop.reverse import as_graph, factors_behind, walk
 from revprop.samples import Samples
 from revprop.settings import Settings
-from revprop.tasks import Task, by_sample, infer
+from revprop.tasks import Task, by_sample, stated
 
 __all__ = ["Certificate", "MapCertificate", "Reconstruction", "Settings", "reconstruct"]
 
@@ -192,7 +192,7 @@ def reconstruct(
         goal = global_solve.Goal(target=target)
     else:
         assert labels is not None
-        task = infer(labels) if task is None else task
+        task = stated(task, labels)
         task.check(torch.empty(n, *graph.shape(graph.output), device="meta"), labels)
         goal = global_solve.Goal(labels, None, settings.margin, task)
     if settings.strategy == "greedy":

@@ -135,39 +135,51 @@ def factors_behind(graph: Graph, mode: Mode, nodes: Iterable[fx.Node], blocks: S
     Raises:
         UnsupportedOperatorError: all operators on the way without a rule, at once, before anything is factored.
     """
-    targets = tuple(nodes)
-    moving = graph.reached(targets)
-    wholes, within = regions(graph, set(targets), moving, blocks)
-    on_the_way = [
-        n
-        for n in reversed(_operators(graph))
-        if n in moving and any(a in moving for a in inputs_of(n)) and (n in wholes or n not in within)
-    ]
     # (node, mode, inputs that move) -> (copies of the weights read, step); factored again only when its weights have changed
-    cache: dict[Any, tuple[list[Tensor], Step]] = graph.factored
-    keys, fresh, refused = {}, {}, []
-    for node in on_the_way:
-        call = wholes.get(node) or bind(graph, node, moving)
-        keys[node] = (node, mode, call.values, len(call.held), call.within)
-        weights = _weights(graph, call)
-        known = cache.get(keys[node])
+    cache: dict[Any, Any] = graph.factored
+    route = (frozenset(nodes), tuple(blocks))
+    if route not in cache:
+        cache[route] = _on_the_way(graph, *route)
+    moving, planned = cache[route]
+    fresh, refused = {}, []
+    for i, (call, names, key) in enumerate(planned):
+        weights = [graph.tensor(name).detach() for name in names]
+        known = cache.get((mode, *key))
         if known is None or not all(_same(old, new) for old, new in zip(known[0], weights, strict=True)):
+            now = call if call.within else bind(graph, call.node, moving)  # its constants as they are now
             try:
-                fresh[node] = (weights, call, describe(call))
+                fresh[i] = (weights, now, describe(now))
             except Refusal as refusal:
-                refused.append((*_name(graph, node), str(refusal)))
+                refused.append((*_name(graph, call.node), str(refusal)))
     if refused:
         raise UnsupportedOperatorError(refused[::-1])
-    steps = []
-    for node in on_the_way:
-        if node in fresh:
-            weights, call, fact = fresh[node]
-            kept = [weight.clone() for weight in weights]
-            name = "block" if call.within else _name(graph, node)[0]
-            inputs = tuple(dict.fromkeys(call.inputs)) if isinstance(fact, Nonlinear) else call.inputs
-            cache[keys[node]] = (kept, Step(node, inputs, call.held, fact, mode.prepare(fact), name))
-        steps.append(cache[keys[node]][1])
-    return steps
+    for i, (weights, call, fact) in fresh.items():
+        kept = [weight.clone() for weight in weights]
+        name = "block" if call.within else _name(graph, call.node)[0]
+        inputs = tuple(dict.fromkeys(call.inputs)) if isinstance(fact, Nonlinear) else call.inputs
+        step = Step(call.node, inputs, call.held, fact, mode.prepare(fact), name)
+        cache[mode, *planned[i][2]] = (kept, step)
+    return [cache[mode, *key][1] for _, _, key in planned]
+
+
+def _on_the_way(
+    graph: Graph, targets: frozenset[fx.Node], blocks: tuple[str, ...]
+) -> tuple[set[fx.Node], list[tuple[Call, tuple[str, ...], tuple[Any, ...]]]]:
+    """What moves with the targets, and the calls between the output and them in reverse order, each with the names of the
+    weights it reads and what tells it from other ways to call the same operator. Depends on the graph alone."""
+    moving = graph.reached(targets)
+    wholes, within = regions(graph, set(targets), moving, blocks)
+    planned = []
+    for node in reversed(_operators(graph)):
+        if (
+            node not in moving
+            or not any(a in moving for a in inputs_of(node))
+            or (node in within and node not in wholes)
+        ):
+            continue
+        call = wholes.get(node) or bind(graph, node, moving)
+        planned.append((call, _weights(graph, call), (node, call.values, len(call.held), call.within)))
+    return moving, planned
 
 
 def walk(
@@ -230,10 +242,10 @@ def _operators(graph: Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node in graph.movable and isinstance(node.meta.get("val"), Tensor)]
 
 
-def _weights(graph: Graph, call: Call) -> list[Tensor]:
-    """The weights a call reads, as they are now."""
+def _weights(graph: Graph, call: Call) -> tuple[str, ...]:
+    """The names of the weights a call reads."""
     read = graph.ancestors([call.node], stop=call.values)
-    return [graph.tensor(name).detach() for constant, name in graph.constants.items() if constant in read]
+    return tuple(name for constant, name in graph.constants.items() if constant in read)
 
 
 def _same(old: Tensor, new: Tensor) -> bool:

@@ -301,6 +301,24 @@ class Regression(_Box):
         return right.sum(1), torch.ones_like(right).sum(1)
 
 
+def stated(task: Task | None, labels: Tensor) -> Task:
+    """The task given, or that of labels that come without one.
+
+    Raises:
+        ValueError: something that is no task; and as :func:`infer`.
+
+    >>> stated(None, torch.tensor([0, 2]))
+    Classification(dim=None, ignore=-100)
+    """
+    if task is None:
+        return infer(labels)
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"task: expected revprop.Classification(), revprop.MultiLabel() or revprop.Regression(); given {task!r}"
+        )
+    return task
+
+
 def infer(labels: Tensor) -> Task:
     """The task of labels that come without one: class indices.
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from revprop.hardware import StepMemory, channels_last, clock
-from revprop.tasks import Classification, Task, infer
+from revprop.tasks import Classification, Task, stated
 
 __all__ = ["Epoch", "Fitted", "Training", "TrainingDivergedError", "accuracy_of", "fit", "train_baseline"]
 
@@ -320,20 +320,20 @@ def train_baseline(
 
     def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         module.train()
-        return {"loss": stated.loss(module(batch[0]), batch[1])}
+        return {"loss": known.loss(module(batch[0]), batch[1])}
 
     def evaluate() -> float:
         assert test is not None
         model.eval()
-        return accuracy_of(model, zip(test[0].split(256), test[1].split(256), strict=True), stated)
+        return accuracy_of(model, zip(test[0].split(256), test[1].split(256), strict=True), known)
 
     model.eval()
     place = next((p.device for p in model.parameters()), train[0].device)
     with torch.no_grad():
         outputs = model(train[0][:1].to(place))
-    stated = infer(train[1]) if task is None else task
+    known = stated(task, train[1])
     for labels in (train[1], *([] if test is None else [test[1]])):
-        stated.check(torch.empty(len(labels), *outputs.shape[1:], device="meta"), labels)
+        known.check(torch.empty(len(labels), *outputs.shape[1:], device="meta"), labels)
     history = fit(model, train, loss, training, evaluate if test is not None else None, identity, "baseline").history
     model.eval()
     return history
