@@ -12,13 +12,13 @@ from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct
 __all__ = ["closed", "run", "settings"]
 
 
-def closed(margin: float, damping: float) -> Way:
+def closed(margin: float, damping: float, **options: int) -> Way:
     """Closed form with one margin and one damping.
 
     >>> closed(10, 1).options["closed_form"].margins
     (10,)
     """
-    return Way("solve", {"closed_form": ClosedForm((margin,), (damping,))})
+    return Way("solve", {"closed_form": ClosedForm((margin,), (damping,), **options)})
 
 
 def fr(**options: object) -> Way:
@@ -43,6 +43,10 @@ AT_THE_OUTPUT = (
     fr(margin=10.0, learning_rate=3e-4),
     fr(margin=10.0, refresh=1),
     *(closed(margin, damping) for margin in (5.0, 10.0, 15.0) for damping in (0.01, 0.1, 1.0, 10.0)),
+    closed(5.0, 0.01, sweeps=24),
+    closed(10.0, 1.0, sweeps=24),
+    closed(10.0, 3.0, samples=25_000),
+    closed(15.0, 10.0, samples=20_000),
     replace(MARGIN, first=closed(10.0, 1.0)),
     Way("bp", first=closed(10.0, 1.0)),
 )
