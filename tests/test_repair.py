@@ -6,15 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from revprop.experiments import repair
-from revprop.experiments.baseline import Baseline, weights_name
+from revprop.experiments.baseline import Baseline, load_baseline, load_baseline_data, weights_name
 from revprop.experiments.catalogue import CATALOGUE, settings_of
 from revprop.experiments.grid_study import GridStudy
 from revprop.experiments.post_training_grid import PostTrainingGrid, grid_tasks
 from revprop.networks import NETWORKS
 from revprop.report import write_report
+from revprop.runs import RunStore
 
 PLACES = ("mnist/t", "cifar10/cifar10_lossless_subset.npz", "checkpoints/cifar10_resnet20.safetensors")
 
@@ -81,6 +83,23 @@ def test_cells_may_name_layers_inside_of_blocks(tmp_path: Path) -> None:
         grid_tasks(replace(grid, cells=(("layer3.1", "layer3.9"),)), tmp_path)
 
 
+def test_damage_is_drawn_from_the_seed_and_stays_in_its_module(tmp_path: Path) -> None:
+    whole = Baseline("digits", "digits", 1, samples=64)
+    data = load_baseline_data(whole)
+    sound, accuracy, _ = load_baseline(whole, data, tmp_path, "cpu")
+    broken, after, row = load_baseline(replace(whole, damage=("fc1", 2.0)), data, tmp_path, "cpu")
+    other, _, _ = load_baseline(replace(whole, damage=("fc1", 2.0), seed=1), data, tmp_path, "cpu")
+    assert row["accuracy_before_damage"] == accuracy
+    assert row["accuracy"] == after != accuracy
+    was, now = sound.state_dict(), broken.state_dict()
+    assert [name for name in was if not torch.equal(was[name], now[name])] == ["fc1.0.weight"]
+    noise = (now["fc1.0.weight"] - was["fc1.0.weight"]) / was["fc1.0.weight"].std()
+    assert abs(float(noise.std()) - 2) < 0.1
+    assert not torch.equal(now["fc1.0.weight"], other.state_dict()["fc1.0.weight"])
+    with pytest.raises(ValueError, match="unknown module to damage 'fc3'; did you mean 'fc"):
+        load_baseline(replace(whole, damage=("fc3", 2.0)), data, tmp_path, "cpu")
+
+
 def test_both_blocks_are_trained_by_every_way(tmp_path: Path) -> None:
     grids = tuple(replace(grid, baseline=replace(grid.baseline, samples=64)) for grid in repair.settings("smoke").grids)
     rows = CATALOGUE["any-network/repair"].run(GridStudy(grids), tmp_path, "cpu", workers=1)
@@ -93,6 +112,8 @@ def test_both_blocks_are_trained_by_every_way(tmp_path: Path) -> None:
     # two convolutions of 64 channels with their norms; one encoder block of width 48
     assert [row["parameters"] for row in rows[:4]] == [2 * (64 * 64 * 9 + 128)] * 4
     assert [row["parameters"] for row in rows[5:9]] == [2 * 96 + 49 * 144 + 49 * 48 + 49 * 96 + 97 * 48] * 4
+    for baseline in RunStore(tmp_path / "baselines").rows():
+        assert baseline["accuracy_before_damage"] is not None
     for row in rows:
         assert row["history"][0]["accuracy"] == row["baseline_accuracy"]
     for fr in (1, 2, 3, 6, 7, 8):  # towards wanted features, which are not the network's own

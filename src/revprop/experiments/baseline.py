@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from revprop.datasets import Split, data_root, load_data
+from revprop.errors import near_matches
 from revprop.networks import NETWORKS, load_network, load_weights
 from revprop.runs import RunStore
 from revprop.training import Training, accuracy_of, train_baseline
@@ -41,6 +42,8 @@ class Baseline:
         weights: a file of trained weights to use instead of training, its path from here or from the folder of data; then
             ``epochs`` and the others do not matter.
         mean, std: scale images to [0, 1] and by these per channel; None standardises each channel of each image.
+        damage: a module's name, and the strength of the normal noise that its weights get after training, in standard
+            deviations of each weight tensor: something to repair. Drawn from ``seed``.
     """
 
     network: str = "digits"
@@ -54,6 +57,7 @@ class Baseline:
     weights: str = ""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    damage: tuple[str, float] | None = None
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -187,9 +191,7 @@ def baseline_row(
     if baseline.weights:
         load_weights(model, _find_weights(baseline.weights))
         model.eval()
-        accuracy: float | None = accuracy_of(
-            model, zip(data.test[0].split(2048), data.test[1].split(2048), strict=True)
-        )
+        accuracy: float | None = _accuracy(model, data)
         history: list[dict[str, Any]] = []
     else:
         training = Training(
@@ -203,8 +205,28 @@ def baseline_row(
         )
         epochs = train_baseline(model, data.train, data.test, training, baseline.settings())
         accuracy, history = epochs[-1].accuracy, [_flat(asdict(e)) for e in epochs]
+    found = {"accuracy": accuracy, "parameters": sum(p.numel() for p in model.parameters()), "history": history}
+    if baseline.damage is not None:
+        _damage(model.cpu(), *baseline.damage, baseline.seed)
+        found |= {"accuracy": _accuracy(model, data), "accuracy_before_damage": accuracy}
     save_weights(model, weights)
-    return {"accuracy": accuracy, "parameters": sum(p.numel() for p in model.parameters()), "history": history}
+    return found
+
+
+def _accuracy(model: nn.Module, data: Data) -> float:
+    return accuracy_of(model, zip(data.test[0].split(2048), data.test[1].split(2048), strict=True))
+
+
+def _damage(model: nn.Module, module: str, strength: float, seed: int) -> None:
+    """Adds normal noise to the weights of a module, all but norms and biases."""
+    names = [name for name, _ in model.named_modules() if name]
+    if module not in names:
+        raise ValueError(near_matches(module, names, "module to damage"))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.get_submodule(module).parameters():
+            if weight.dim() > 1:
+                weight.add_(strength * weight.std() * torch.randn(weight.shape, generator=generator).to(weight))
 
 
 def _weights(baseline: Baseline, folder: Path) -> Path:

@@ -270,6 +270,7 @@ def _source(baseline: Baseline) -> Baseline:
         learning_rate=usual.learning_rate,
         seed=usual.seed,
         weights=usual.weights,
+        damage=usual.damage,
     )
 
 

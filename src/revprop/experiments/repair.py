@@ -1,4 +1,4 @@
-"""One block of networks that are no chain: the last residual block of ResNet-20, and one encoder block of a vision transformer."""
+"""One damaged block of networks that are no chain: the last residual block of ResNet-20, an encoder block of a transformer."""
 
 from __future__ import annotations
 
@@ -23,13 +23,23 @@ WAYS = (
 sweeps; in closed form."""
 
 RESNET = PostTrainingGrid(
-    Baseline("resnet20", RESNET20.data, weights=RESNET20.weights, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    Baseline(
+        "resnet20",
+        RESNET20.data,
+        weights=RESNET20.weights,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        damage=("layer3.2", 2.0),
+    ),
     cells=(("layer3.1", "layer3.2"),),
     fr=(),
     ways=WAYS,
 )
 VIT = PostTrainingGrid(
-    Baseline("vit-mnist", "mnist", 20, batch_size=64), cells=(("blocks.1", "blocks.2"),), fr=(), ways=WAYS
+    Baseline("vit-mnist", "mnist", 20, batch_size=64, damage=("blocks.2", 2.0)),
+    cells=(("blocks.1", "blocks.2"),),
+    fr=(),
+    ways=WAYS,
 )
 
 
@@ -39,8 +49,8 @@ def settings(scale: str, seeds: int | None = None) -> GridStudy:
     Args:
         scale: "smoke": made images, networks trained for one epoch, one of post-training, one seed; "reduced": 3 seeds, 5
             epochs, 2,000 training images, the transformer itself trained on these for 10 epochs; "paper": 10 seeds of 10 epochs
-            on all images. Of the last two the network whose data and weights are there. ResNet-20 starts
-            from given weights: its seeds differ in the order of batches alone. seeds: so many instead.
+            on all images. Of the last two the network whose data and weights are there. The block that is trained has normal
+            noise on its weights, twice as strong as they are, drawn from the seed: something to repair. seeds: so many instead.
 
     Raises:
         ValueError: an unknown scale, or fewer than one seed. FileNotFoundError: the data of neither network is there.
@@ -76,7 +86,8 @@ def _missing(baseline: Baseline) -> list[str]:
 
 def _made(grid: PostTrainingGrid) -> PostTrainingGrid:
     shape = grid.baseline.data.partition("-")[0]
-    baseline = Baseline(grid.baseline.network, f"made:{shape}", 1, batch_size=64, samples=128)
+    whole = grid.baseline
+    baseline = Baseline(whole.network, f"made:{shape}", 1, batch_size=64, samples=128, damage=whole.damage)
     return replace(grid, baseline=baseline, epochs=1, reduced="made images of the right shape, 128 of them, 1 epoch")
 
 

@@ -16,7 +16,7 @@ Layers = tuple[int, int]
 # What runs must share to stand in one table; everything else is a way of training.
 STUDY = (
     *("network", "data", "study", "reduced", "samples", "holdout", "classes"),
-    *("baseline_epochs", "baseline_learning_rate", "weights", "mean", "std"),
+    *("baseline_epochs", "baseline_learning_rate", "weights", "mean", "std", "damage"),
 )
 
 
