@@ -1,9 +1,13 @@
 """revprop runs trained PyTorch networks backwards: reconstruct, repair, explain, regularise, generate."""
 
+from revprop.adjoint import Hypersurface, hypersurface
+from revprop.attribution import Contributions
 from revprop.closed_form import ClosedForm
+from revprop.completeness import completeness
 from revprop.diagnosis import Diagnosis, diagnose
 from revprop.embedding import embed_labels
 from revprop.errors import ExportError, NonFiniteError, UnsupportedOperatorError
+from revprop.folding import fold
 from revprop.graph import Graph, trace
 from revprop.post_training import PostTraining, post_train
 from revprop.reconstruction import Reconstruction, reconstruct
@@ -16,9 +20,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Classification",
     "ClosedForm",
+    "Contributions",
     "Diagnosis",
     "ExportError",
     "Graph",
+    "Hypersurface",
     "MultiLabel",
     "NonFiniteError",
     "PostTraining",
@@ -28,8 +34,11 @@ __all__ = [
     "TrainingDivergedError",
     "UnsupportedOperatorError",
     "check",
+    "completeness",
     "diagnose",
     "embed_labels",
+    "fold",
+    "hypersurface",
     "post_train",
     "reconstruct",
     "trace",

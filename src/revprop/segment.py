@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 if TYPE_CHECKING:
     from revprop.graph import Graph
 
-__all__ = ["Segment", "build_segment"]
+__all__ = ["INSTEAD", "Segment", "build_segment"]
 
 aten = torch.ops.aten
 
@@ -51,7 +51,7 @@ def _hardsigmoid(x: Tensor) -> Tensor:
     return (x + 3).clamp(0, 6) / 6
 
 
-_INSTEAD: dict[Any, Callable[..., Tensor]] = {
+INSTEAD: dict[Any, Callable[..., Tensor]] = {
     aten.view.default: aten.reshape.default,  # the traced strides are the example's; other inputs may lie otherwise
     aten.scaled_dot_product_attention.default: _attention,
     aten.hardsigmoid.default: _hardsigmoid,
@@ -99,7 +99,7 @@ def build_segment(graph: Graph, inputs: tuple[fx.Node, ...], outputs: tuple[fx.N
     for node in graph.fx_graph.nodes:
         if node in tensors and node not in copied and node.op == "call_function":
             copied[node] = new.node_copy(node, lambda a: copied[a] if a in copied else copied.setdefault(a, size_of(a)))
-            copied[node].target = _INSTEAD.get(node.target, node.target)
+            copied[node].target = INSTEAD.get(node.target, node.target)
     new.output(tuple(copied[n] for n in outputs))
     module = fx.GraphModule(nn.Module(), new)
     return Segment(inputs, outputs, tuple(name for _, name in constants), module.forward, graph.tensor)
