@@ -37,6 +37,7 @@ AT_THE_OUTPUT = (
     fr(embedding="maximum"),
     fr(embedding="one_hot"),
     fr(margin=3.0),
+    fr(alpha=0.1, margin=5.0),
     MARGIN,
     fr(margin=10.0, alpha=0.9),
     fr(margin=10.0, rescale=True),

@@ -38,9 +38,10 @@ class Chosen:
 CHOSEN = {
     1: Chosen(ClosedForm((5.0,), (0.01,), 24, 5_000, None), 0.1, 5.0),
     2: Chosen(ClosedForm((10.0,), (3.0,), 12, 5_000, 25_000), 0.5, 10.0),
-    4: Chosen(ClosedForm((15.0,), (10.0,), 12, 5_000, 20_000), 0.5, 10.0),
+    4: Chosen(ClosedForm((15.0,), (10.0,), 12, 5_000, 20_000), 0.9, 10.0),
 }
-"""By number of the paper's table."""
+"""By number of the paper's table: of the ablation's settings the best on held-out images, the fastest where several are within 0.2
+points of it."""
 
 
 def settings(scale: str, seeds: int | None = None) -> GridStudy:
