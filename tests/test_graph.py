@@ -256,6 +256,27 @@ def test_shared_parameters_are_one() -> None:
     assert graph.parameters_of(graph.nodes[2:]) == ("0.weight", "2.bias")
 
 
+class StandardisedConvolution(nn.Module):
+    """Weights normalised by an operator with several results, as networks without norms of activations have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.gain = nn.Parameter(torch.randn(4, 2, 3, 3)), nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(self.weight.view(1, 4, -1), None, None, self.gain, training=True, momentum=0.0)
+        return F.relu(F.conv2d(x, weight.view_as(self.weight)))
+
+
+def test_weights_computed_by_operators_with_several_results_are_constants() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(StandardisedConvolution(), nn.Flatten(), nn.Linear(64, 3)).double()
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    assert {kind for operator, *_, kind, _ in revprop.check(net, x).rows if "conv" in operator} == {"closed form"}
+    found = revprop.reconstruct(net, x, target=net(x).detach(), to="input", strategy="greedy")
+    assert torch.equal(found["input"], x)
+
+
 def test_a_segment_takes_parameters_given_by_name() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     graph = trace(net, torch.zeros(1, 3))

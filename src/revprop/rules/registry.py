@@ -372,7 +372,9 @@ def _nodes(arguments: dict[str, Any]) -> list[fx.Node]:
 
 def _constant(graph: Graph, node: fx.Node) -> Any:
     """The value of a constant; the node itself where it is an activation, a number, or depends on the batch size."""
-    if node in graph.active or any(not isinstance(n.meta.get("val"), Tensor) for n in graph.ancestors([node])):
+    if node in graph.active or any(
+        not isinstance(n.meta.get("val"), Tensor | tuple | list) for n in graph.ancestors([node])
+    ):
         return node
     if node in graph.constants:
         return graph.tensor(graph.constants[node]).detach()
