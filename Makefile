@@ -4,7 +4,7 @@ BIN := .venv/bin
 PEERS := .venv-peers/bin
 OUT ?= out/demo
 
-.PHONY: demo test test-all check bench coverage docs clean
+.PHONY: demo test test-all check bench coverage attributions docs clean
 
 demo: .venv/.ready
 	$(BIN)/revprop demo --out $(OUT)
@@ -26,6 +26,10 @@ bench: .venv/.ready-test
 # every architecture once; finished ones are kept: make coverage ARGS="--only timm --again"
 coverage: .venv-peers/.ready
 	$(PEERS)/python benchmarks/coverage.py $(ARGS)
+
+# what methods of attribution leave unaccounted for, revprop's beside captum's and zennit's
+attributions: .venv-peers/.ready
+	$(PEERS)/python benchmarks/attributions.py $(ARGS)
 
 docs: .venv/.ready-docs
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
