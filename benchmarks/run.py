@@ -6,6 +6,7 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
+import hypersurfaces
 import layers
 import networks
 import torch
@@ -21,6 +22,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     large = networks.measure_large()  # first, while nothing else has been held in memory
     whole = networks.measure(given.repeats)
+    units = hypersurfaces.measure(given.repeats)
     single = layers.measure(given.repeats)
     lines = [
         "# Speed",
@@ -53,6 +55,18 @@ def main() -> None:
     lines.append(
         f"| {large.what}, {large.network} | forward + backward | <= 2.0, within 4 GiB | {large.times.ratio:.2f}: {large.remark} |"
     )
+    ones = [case for case in units if "one unit" in case.what]
+    lines.append(
+        "| one unit's hypersurface | forward + backward | <= 1.1 | "
+        + "; ".join(f"{c.network}, {c.what.split(', ')[1]} {c.times.ratio:.2f}" for c in ones)
+        + " |"
+    )
+    lines += [
+        f"| hypersurfaces of {c.what} of {c.network} | `torch.func.jacrev` in chunks | <= 0.2, in less memory | "
+        f"{c.times.ratio:.2f}: {c.remark} |"
+        for c in units
+        if c not in ones
+    ]
     lines += [
         "",
         "Shares of samples that are wrong, which set the cost of the global strategy: "
@@ -67,7 +81,7 @@ def main() -> None:
     lines += [
         f"| {c.what} | {c.network} | {1e3 * c.times.ours:.2f} | {1e3 * c.times.baseline:.2f} | {c.times.ratio:.3f} | "
         f"{c.times.low:.3f} to {c.times.high:.3f} |"
-        for c in (*whole, large)
+        for c in (*whole, large, *units)
     ]
     lines += [
         "",
