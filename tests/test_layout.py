@@ -47,6 +47,8 @@ LEVELS = [
     {"completeness", "attribution"},
     {"experiments"},
     {"report"},
+    {"command_model"},
+    {"explain_command"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

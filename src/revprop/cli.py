@@ -9,16 +9,16 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from rich.console import Console
 from safetensors import SafetensorError
 
 from revprop import reverse
 from revprop.closed_form import ClosedForm
-from revprop.datasets import load_data
+from revprop.command_model import Model, console
 from revprop.experiments import demo, diagnosis_run, post_training_grid
-from revprop.experiments.baseline import Baseline, Data, build_network, load_baseline, weights_name
+from revprop.experiments.baseline import Baseline, build_network
 from revprop.experiments.catalogue import CATALOGUE, settings_of, study
 from revprop.experiments.post_training_grid import Way
+from revprop.explain_command import Explain
 from revprop.graph import Graph, trace
 from revprop.networks import load_weights
 from revprop.report import (
@@ -33,8 +33,6 @@ from revprop.runs import RunStore
 from revprop.settings import Settings
 
 __all__ = ["main"]
-
-console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 @dataclass(frozen=True)
@@ -84,57 +82,6 @@ class Check:
             console.print(
                 f"reversing its own output returns its own features: largest deviation {_own_deviation(graph, x):.1e}"
             )
-
-
-@dataclass(frozen=True)
-class Model:
-    """What to run backwards, on which data."""
-
-    network: str
-    """A name, or package.module:factory."""
-    data: str
-    """A name (digits, mnist, cifar10-jpeg, ...) or the path of a file or folder."""
-    weights: Path | None = None
-    """A safetensors file or weights-only checkpoint. Without it a baseline is trained and kept in --out."""
-    mean: tuple[float, ...] | None = None
-    """Scale images to [0, 1], then by this mean and --std per channel; without it each image's channels are standardised."""
-    std: tuple[float, ...] | None = None
-    baseline_epochs: int = 20
-    out: Path = Path("out/runs")
-    """Folder for results; running again continues."""
-    seed: int = 0
-    device: str = "auto"
-
-    @property
-    def data_name(self) -> str:
-        """The data as results are filed under: with its scaling, where it is not the usual one."""
-        return self.data if self.mean is None else f"{self.data}, mean {self.mean}, std {self.std}"
-
-    @property
-    def weights_name(self) -> str:
-        """The weights as results are filed under: with a digest, since a file may be replaced by another of its name."""
-        return "" if self.weights is None else weights_name(self.weights)
-
-    def load(self) -> tuple[torch.nn.Module, Data, float | None]:
-        """The trained network and its data."""
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("give --mean and --std together, one number per channel")
-        if self.mean is not None and self.std is not None:
-            split = load_data(self.data)
-            data = Data(
-                (split.train.scaled(self.mean, self.std), split.train.labels),
-                (split.test.scaled(self.mean, self.std), split.test.labels),
-                split.train.classes,
-            )
-        else:
-            data = Data.load(self.data, cache=self.out)
-        if self.weights is None:
-            baseline = Baseline(self.network, self.data_name, self.baseline_epochs, seed=self.seed)
-            model, accuracy, _ = load_baseline(baseline, data, self.out, self.device, progress=True)
-            return model, data, accuracy
-        model = build_network(self.network, self.seed)
-        load_weights(model, self.weights)
-        return model.eval(), data, None
 
 
 @dataclass(frozen=True)
@@ -347,6 +294,7 @@ Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
+    | Annotated[Explain, tyro.conf.subcommand("explain")]
     | Annotated[PostTrain, tyro.conf.subcommand("post-train")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Study, tyro.conf.subcommand("study")]

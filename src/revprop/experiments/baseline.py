@@ -24,6 +24,7 @@ __all__ = [
     "build_network",
     "load_baseline",
     "load_baseline_data",
+    "load_split",
     "save_weights",
     "weights_name",
 ]
@@ -112,7 +113,7 @@ class Data:
     @staticmethod
     def load(spec: str, cache: Path | None = None) -> Data:
         """A data set with each channel of each image at zero mean and unit variance (FR-PT section 4)."""
-        split = _load_split(spec, cache)
+        split = load_split(spec, cache)
         return Data(split.train.tensors(), split.test.tensors(), split.train.classes)
 
 
@@ -129,7 +130,7 @@ def load_baseline_data(baseline: Baseline, cache: Path | None = None) -> Data:
     >>> len(data.train[1]), len(data.test[1])
     (500, 269)
     """
-    split = _load_split(baseline.data, cache)
+    split = load_split(baseline.data, cache)
     train, test = split.train, split.test
     if baseline.samples is not None or baseline.holdout:
         # one draw for all seeds: what differs between them is the training, not the data
@@ -146,7 +147,8 @@ def load_baseline_data(baseline: Baseline, cache: Path | None = None) -> Data:
     return Data((inputs[0], train.labels), (inputs[1], test.labels), train.classes)
 
 
-def _load_split(spec: str, cache: Path | None) -> Split:
+def load_split(spec: str, cache: Path | None) -> Split:
+    """The images of a data set as they are; ``cache`` is a folder that keeps the decoded images of archives."""
     archive = spec.endswith((".tar", ".tar.gz", ".tgz")) or spec in ("cifar10-jpeg", "tinyimagenet10")
     if archive and cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
