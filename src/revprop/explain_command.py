@@ -17,7 +17,7 @@ from revprop.datasets import ImageData
 from revprop.datasets.image_folder import decode_image
 from revprop.experiments import explanation
 from revprop.graph import trace
-from revprop.report import certificate_words, unit_words, write_explanation
+from revprop.report import unit_words, write_explanation
 from revprop.training import Training
 
 __all__ = ["Explain"]
@@ -59,7 +59,6 @@ class Explain:
         for line in (
             f"{unit_words(row)}{f' ({named})' if named else ''}, {name}{f', labelled {label}' if label else ''}",
             row["text"],
-            certificate_words(row),
             f"page: {page}",
         ):
             console.print(line, markup=False, highlight=False)

@@ -37,8 +37,9 @@ def run(
     Returns:
         ``layer``, ``mode``, ``unit``, ``chosen`` (whether the unit was left open), ``value``, ``reconstructed``; ``x``, ``h`` and
         ``contributions`` (input shape); ``input``, what the input contributes; ``shares``, what each constant contributes, as
-        (name, module, kind, value) in forward order; ``held``; ``maps``, their layer; ``original`` and ``features``, its values
-        and the reconstructed ones; ``text``, the printed form; ``double``, the precision.
+        (name, module, kind, value) in forward order; ``held``; ``maps``, their layer; ``original`` and ``features``, its values (in
+        single precision as the network itself computes them) and the reconstructed ones; ``text``, the printed form; ``double``,
+        the precision.
 
     Raises:
         ValueError: as :func:`revprop.hypersurface`; or the input holds no floating point numbers.
@@ -56,6 +57,8 @@ def run(
     assert found.units is not None
     maps = maps or _layer_with_maps(graph, layer)
     features = completeness(graph, x, [maps], float64=float64)[maps]
+    with torch.no_grad():
+        original = features.value if float64 else graph.segment(graph.inputs, (graph.node(maps),))(x)[0]
     return {
         "layer": layer,
         "mode": found.mode,
@@ -70,7 +73,7 @@ def run(
         "shares": [(name, *_owner(graph, name), float(value[0])) for name, value in found.bias_contributions.items()],
         "held": dict(found.held),
         "maps": maps,
-        "original": features.value[0].cpu(),
+        "original": original[0].cpu(),
         "features": features.reconstructed[0].cpu(),
         "text": str(found),
         "double": float64,

@@ -5,7 +5,7 @@ from revprop.report.aggregation import LayerSummary, RunGroup, group_runs, summa
 from revprop.report.cell_tables import comparison_table, memory_table, published_table
 from revprop.report.comparison import Best, Paired, best_setting, compare, compare_choices, correct, holm
 from revprop.report.difference_figures import comparison_figure, difference_dots
-from revprop.report.explanation import certificate_words, unit_words, write_explanation
+from revprop.report.explanation import unit_words, write_explanation
 from revprop.report.figures import accuracy_curves, deviation_bars, discrepancy_maps, figure_to_png_uri, figure_to_svg
 from revprop.report.grid import Grid, Way, split_by_study
 from revprop.report.page import Section, write_page
@@ -37,7 +37,6 @@ __all__ = [
     "best_setting",
     "best_verdicts",
     "cell_verdicts",
-    "certificate_words",
     "compare",
     "compare_choices",
     "comparison_figure",

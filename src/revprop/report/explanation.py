@@ -17,6 +17,7 @@ from revprop.report.hypersurface_figures import (
     hypersurface_maps,
     share_bars,
 )
+from revprop.report.numerals import MINUS, signed
 from revprop.report.page import Section, write_page
 from revprop.report.tables import Table
 
@@ -44,10 +45,11 @@ def write_explanation(
     title = f"{what[:1].upper()}{what[1:]}, explained"
     largest = " It is the largest of its layer." if row["chosen"] else ""
     labelled = f", labelled \u201c{label}\u201d" if label else ""
+    constants = sum(value for *_, value in row["shares"])
     lead = (
-        f"{network}, {image}{labelled}: the value of {what} is {row['value']:.6g}.{largest} It is taken apart here, exactly, into "
-        f"what the input contributes ({row['input']:.4g}) and what the network adds by itself, its biases and other constants "
-        f"({sum(value for *_, value in row['shares']):.4g}).\n\n{certificate_words(row)}"
+        f"{network}, {image}{labelled}: the value of {what} is {_number(row['value'], 6)}.{largest} Here this value is taken apart, "
+        f"exactly, into what the input contributes ({_number(row['input'])}) and what the network adds by itself, its biases and "
+        f"other constants ({_number(constants)}). The largest parts: {_largest(row)}.\n\n{certificate_words(row)}"
     )
     return write_page(path, title, lead, [*_pictures(row, picture), _shares(row), _held(row), _features(row)])
 
@@ -80,6 +82,8 @@ def certificate_words(row: Row) -> str:
     'All contributions add up to 2.5, and the network computes 2: 0.5 apart, or 0.25 of the value (double precision).'
     """
     apart = abs(row["reconstructed"] - row["value"])
+    if not apart:
+        return f"All contributions add up to {row['value']:.8g}, to the last digit what the network computes."
     share = f", or {apart / abs(row['value']):.2g} of the value" if row["value"] else ""
     precision = "double" if row["double"] else "single"
     return (
@@ -110,8 +114,10 @@ def grouped(shares: list[tuple[str, str, str, float]], most: int = MOST_BARS) ->
 def _pictures(row: Row, picture: npt.ArrayLike) -> list[Section]:
     x, h = np.asarray(row["x"], dtype=np.float64), np.asarray(row["h"], dtype=np.float64)
     shape = [size for size in x.shape if size > 1]
-    total = f"Summed over the input, x \u00b7 h is {row['input']:.4g}, the input's part of the value."
-    zero = "An input of 0 contributes nothing; of a scaled image 0 is no black, but the mean that was subtracted."
+    total = f"Summed over the input, x \u00b7 h is {_number(row['input'])}, the input's part of the value."
+    zero = (
+        "Contributions are counted from x = 0, which of a scaled image is not black but the mean that was subtracted."
+    )
     text = (
         "For this input the network is a linear map, and this unit one row of it: h has a number for every entry of the input x, "
         "and the input's part of the unit is the sum of x \u00b7 h. h says how the unit weighs the input; x \u00b7 h, what is "
@@ -123,9 +129,10 @@ def _pictures(row: Row, picture: npt.ArrayLike) -> list[Section]:
         )
         return [Section("What the unit sees", text, figures=[hypersurface_bars(x.ravel(), h.ravel())], reading=reading)]
     x, h = (v if v.ndim == 3 else v.reshape(1, *shape) for v in (x, h))
+    slope = "" if row["held"] else "Where h is red, a larger x would raise the unit. "
     reading = (
         "Red is positive, blue negative, white zero. Where x \u00b7 h is red, what the image has there raises the unit; where it "
-        f"is blue, it lowers it. Where h is red, a larger x would raise the unit. {zero}"
+        f"is blue, it lowers it. {slope}{zero} An arrow at a colour bar: one value in a hundred lies beyond."
     )
     sections = [Section("What the unit sees", text, figures=[hypersurface_maps(picture, x, h)], reading=reading)]
     if len(x) > 1:
@@ -185,12 +192,24 @@ def _held(row: Row) -> Section:
 def _features(row: Row) -> Section:
     original, found = (np.asarray(row[name], dtype=np.float64) for name in ("original", "features"))
     difference, largest = float(np.abs(found - original).max()), float(np.abs(original).max())
+    apart = f"differ from them by {difference:.2g} at most" if difference else "are the same to the last digit"
     text = (
-        f"The same sum for every unit of {row['maps']} at once. The values reach {largest:.3g}; the sums differ from them by "
-        f"{difference:.2g} at most. Red is positive, blue negative, white zero. The first three panels share one scale, so an "
-        "exact reconstruction leaves the third one white; the fourth shows what is left, on a scale of its own: rounding."
+        f"The same sum for every unit of {row['maps']} at once. The values reach {largest:.3g}; the sums {apart}. Red is positive, "
+        "blue negative, white zero. The first three panels share one scale, so an exact reconstruction leaves the third one white; "
+        "the fourth shows what is left, on a scale of its own: rounding."
     )
     return Section(f"All of {row['maps']}, reconstructed", text, figures=[feature_maps(original, found)])
+
+
+def _number(value: float, digits: int = 4) -> str:
+    return f"{value:.{digits}g}".replace("-", MINUS)
+
+
+def _largest(row: Row) -> str:
+    """The three largest parts in words."""
+    parts = {"the input": row["input"], **{name: sum(kinds.values()) for name, kinds in grouped(row["shares"]).items()}}
+    ranked = sorted(parts.items(), key=lambda part: -abs(part[1]))
+    return ", ".join(f"{name} ({signed(value)})" for name, value in ranked[:3])
 
 
 def _position(position: Any) -> str:

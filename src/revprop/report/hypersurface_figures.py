@@ -19,6 +19,7 @@ from revprop.report.figures import BLUE, GREY, VERMILLION, figure_style, fix_lay
 from revprop.report.numerals import MINUS
 
 DIVERGING = "RdBu_r"  # of ColorBrewer: told apart with any colour vision; white is zero, red above, blue below
+DOT = " \u00b7 "
 Array = npt.NDArray[np.float64]
 
 
@@ -30,35 +31,37 @@ def hypersurface_maps(picture: npt.ArrayLike, x: npt.ArrayLike, h: npt.ArrayLike
         x: (channels, rows, columns), as the network takes it. h: of the same shape; summed over channels where several.
 
     Returns:
-        A figure of three panels, of four with x itself where there is one channel; h and x h each with their own scale,
-        centred on zero.
+        A figure of panels, each with its own scale, centred on zero: x where there is one channel, h, x h, and of images of 16
+        pixels or more x h summed over patches, about eight by eight of them.
 
     Raises:
         ValueError: x and h are no images of one shape.
 
     Example:
         >>> hypersurface_maps(np.zeros((4, 4)), np.ones((1, 4, 4)), np.eye(4)[None]).get_label()
-        'An image; the input x, from 1 to 1; the hypersurface h, from 0 to 1; the contributions x h, from 0 to 1.'
+        'An image; x, as the network takes it, from 1 to 1; h, from 0 to 1; x h, from 0 to 1.'
     """
     x, h = _images(x, h)
     several = len(x) > 1
     over = ", summed over channels" if several else ""
-    panels = {} if several else {"x, the image as the network takes it": x[0]}
-    panels |= {f"h, the hypersurface{over}": h.sum(0), f"x \u00b7 h, the contributions{over}": (x * h).sum(0)}
-    width = 2.5 if several else 2.15
+    panels = {} if several else {"x, as the network takes it": x[0]}
+    panels |= {f"h{over}": h.sum(0), f"x \u00b7 h{over}": (x * h).sum(0)}
+    side = math.ceil(max(x.shape[1:]) / 8)
+    if side > 1:
+        panels[f"x \u00b7 h, summed over {side} \u00d7 {side} pixels"] = _patches((x * h).sum(0), side)
     with figure_style():
-        figure = Figure(figsize=(0.3 + (width + 0.55) * (1 + len(panels)), width + 0.75), layout="constrained")
+        figure = Figure(figsize=(11.0, 11.0 / (1 + len(panels)) * min(x.shape[1] / x.shape[2], 2.0) + 0.35))
+        figure.set_layout_engine("constrained", wspace=0.05)
         first, *rest = figure.subplots(1, 1 + len(panels))
         first.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         _bare(first, "the image")
         for axes, (title, values) in zip(rest, panels.items(), strict=True):
             drawn = axes.imshow(values, cmap=DIVERGING, norm=_centred(values), interpolation="nearest")
             _bare(axes, title)
-            _bar(figure, drawn, [axes])
+            _bar(figure, drawn, [axes], values, "bottom")
         fix_layout(figure)
-    ranges = {"the input x": x, "the hypersurface h": h.sum(0), "the contributions x h": (x * h).sum(0)}
-    said = [f"{name}{over}, {_range(v)}" for name, v in ranges.items() if not (several and name.endswith("x"))]
-    figure.set_label(f"An image; {'; '.join(said)}.")
+    said = "; ".join(f"{title.replace(DOT, ' ')}, {_range(values)}" for title, values in panels.items())
+    figure.set_label(f"An image; {said}.")
     return figure
 
 
@@ -84,7 +87,7 @@ def channel_maps(x: npt.ArrayLike, h: npt.ArrayLike) -> Figure:
         "the contributions x h": ("x \u00b7 h, the contributions", x * h),
     }
     with figure_style():
-        figure = Figure(figsize=(1.3 + 1.9 * len(names), 5.9), layout="constrained")
+        figure = Figure(figsize=(1.3 + 2.1 * len(names), 6.6), layout="constrained")
         grid = figure.subplots(3, len(names), squeeze=False)
         for row, (line, (title, values)) in enumerate(zip(grid, rows.values(), strict=True)):
             norm = _centred(values[: len(names)])
@@ -92,7 +95,7 @@ def channel_maps(x: npt.ArrayLike, h: npt.ArrayLike) -> Figure:
                 drawn = axes.imshow(channel, cmap=DIVERGING, norm=norm, interpolation="nearest")
                 _bare(axes, name if row == 0 else "")
             line[0].set_ylabel(title, fontsize=8.5)
-            _bar(figure, drawn, list(line))
+            _bar(figure, drawn, list(line), values[: len(names)])
         fix_layout(figure)
     said = "; ".join(f"{name}, {_range(values)}" for name, (_, values) in rows.items())
     figure.set_label(f"By channel ({', '.join(names)}): {said}.")
@@ -214,7 +217,8 @@ def feature_maps(original: npt.ArrayLike, reconstructed: npt.ArrayLike, most: in
             drawn = axes.imshow(picture, cmap=colours, norm=norm, interpolation="nearest", aspect=aspect)
             _bare(axes, title)
             if title in ("difference", "difference, on its own scale"):
-                _bar(figure, drawn, list(grid[:3]) if title == "difference" else [axes], "bottom")
+                shared = title == "difference"
+                _bar(figure, drawn, list(grid[:3]) if shared else [axes], first if shared else difference, "bottom")
         fix_layout(figure)
     largest = float(np.abs(difference).max()) if difference.size else 0.0
     figure.set_label(
@@ -225,9 +229,11 @@ def feature_maps(original: npt.ArrayLike, reconstructed: npt.ArrayLike, most: in
 
 
 def _mosaic(maps: Array, columns: int) -> Array:
-    """Maps side by side, a gap of a pixel (more between large ones) around each."""
+    """Maps side by side, with narrow gaps; small ones enlarged."""
+    times = max(1, 32 // max(maps.shape[1:]))
+    maps = maps.repeat(times, 1).repeat(times, 2)
     count, height, width = maps.shape
-    gap = 0 if count == 1 else max(1, round(min(height, width) / 16))
+    gap = 0 if count == 1 else max(1, round(max(height, width) / 16))
     lines = math.ceil(count / columns)
     picture = np.full((lines * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
     for number, one in enumerate(maps):
@@ -256,8 +262,16 @@ def _images(x: npt.ArrayLike, h: npt.ArrayLike) -> tuple[Array, Array]:
     return first, second
 
 
+def _patches(values: Array, side: int) -> Array:
+    rows = np.add.reduceat(values, range(0, values.shape[0], side), 0)
+    return np.add.reduceat(rows, range(0, values.shape[1], side), 1)
+
+
 def _centred(values: Array) -> Normalize:
-    largest = float(np.abs(values).max()) or 1.0
+    """A scale with zero in its middle, to the largest value; where a few are far larger than the others, without these."""
+    sizes = np.abs(values[values != 0])
+    largest, usual = (float(sizes.max()), float(np.quantile(sizes, 0.99))) if sizes.size else (1.0, 1.0)
+    largest = usual if 1.3 * usual < largest else largest
     return Normalize(-largest, largest)
 
 
@@ -267,11 +281,20 @@ def _bare(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=8.5)
 
 
-def _bar(figure: Figure, drawn: AxesImage, beside: Sequence[Axes], where: str = "right") -> None:
-    largest = float(np.max(drawn.norm.vmax or 1.0))
-    options: dict[str, Any] = {"ticks": [-largest, 0.0, largest], "location": where, "shrink": 0.9, "pad": 0.02}
-    bar = figure.colorbar(drawn, ax=list(beside), aspect=30 if len(beside) > 1 else 18, **options)
-    bar.set_ticklabels([f"{MINUS}{largest:.2g}", "0", f"{largest:.2g}"], fontsize=7.5)
+def _bar(figure: Figure, drawn: AxesImage, beside: Sequence[Axes], values: Array, where: str = "right") -> None:
+    """A colour bar, with an arrow where values lie beyond it."""
+    end = float(np.max(drawn.norm.vmax or 1.0))
+    above, below = bool((values > end).any()), bool((values < -end).any())
+    extend = "both" if above and below else "max" if above else "min" if below else "neither"
+    options: dict[str, Any] = {
+        "ticks": [-end, 0.0, end],
+        "location": where,
+        "shrink": 0.9,
+        "pad": 0.02,
+        "extend": extend,
+    }
+    bar = figure.colorbar(drawn, ax=list(beside), aspect=36 if len(beside) > 1 else 18, **options)
+    bar.set_ticklabels([f"{MINUS}{end:.2g}", "0", f"{end:.2g}"], fontsize=7.5)
     bar.outline.set_visible(False)
 
 
