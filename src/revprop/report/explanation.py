@@ -43,11 +43,11 @@ def write_explanation(
     """
     what = unit_words(row) + (f" (\u201c{named}\u201d)" if named else "")
     title = f"{what[:1].upper()}{what[1:]}, explained"
-    largest = " It is the largest of its layer." if row["chosen"] else ""
+    largest = " This unit is the largest of its layer." if row["chosen"] else ""
     labelled = f", labelled \u201c{label}\u201d" if label else ""
     constants = sum(value for *_, value in row["shares"])
     lead = (
-        f"{network}, {image}{labelled}: the value of {what} is {_number(row['value'], 6)}.{largest} Here this value is taken apart, "
+        f"{network}, {image}{labelled}: the value of {what} is {_number(row['value'], 6)}.{largest} Here the value is taken apart, "
         f"exactly, into what the input contributes ({_number(row['input'])}) and what the network adds by itself, its biases and "
         f"other constants ({_number(constants)}). The largest parts: {_largest(row)}.\n\n{certificate_words(row)}"
     )

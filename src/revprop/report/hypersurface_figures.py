@@ -50,7 +50,7 @@ def hypersurface_maps(picture: npt.ArrayLike, x: npt.ArrayLike, h: npt.ArrayLike
     if side > 1:
         panels[f"x \u00b7 h, summed over {side} \u00d7 {side} pixels"] = _patches((x * h).sum(0), side)
     with figure_style():
-        figure = Figure(figsize=(11.0, 11.0 / (1 + len(panels)) * min(x.shape[1] / x.shape[2], 2.0) + 0.35))
+        figure = Figure(figsize=(11.0, 11.0 / (1 + len(panels)) * min(x.shape[1] / x.shape[2], 2.0) + 0.5))
         figure.set_layout_engine("constrained", wspace=0.05)
         first, *rest = figure.subplots(1, 1 + len(panels))
         first.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
