@@ -25,7 +25,7 @@ from revprop.datasets import load_data
 from revprop.networks import NETWORKS
 from revprop.runs import RunStore
 
-COMMANDS = ["demo", "check", "diagnose", "post-train", "reproduce", "study", "report"]
+COMMANDS = ["demo", "check", "diagnose", "explain", "post-train", "reproduce", "study", "report"]
 DIGITS = ["--network", "digits", "--data", "digits", "--baseline-epochs", "2", "--device", "cpu"]
 
 OWN_MODULE = """
