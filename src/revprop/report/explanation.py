@@ -116,7 +116,7 @@ def _pictures(row: Row, picture: npt.ArrayLike) -> list[Section]:
     shape = [size for size in x.shape if size > 1]
     total = f"Summed over the input, x \u00b7 h is {_number(row['input'])}, the input's part of the value."
     zero = (
-        "Contributions are counted from x = 0, which of a scaled image is not black but the mean that was subtracted."
+        "Contributions are counted from x = 0, which stands for the mean that was subtracted when the image was scaled."
     )
     text = (
         "For this input the network is a linear map, and this unit one row of it: h has a number for every entry of the input x, "

@@ -50,7 +50,7 @@ def hypersurface_maps(picture: npt.ArrayLike, x: npt.ArrayLike, h: npt.ArrayLike
     if side > 1:
         panels[f"x \u00b7 h, summed over {side} \u00d7 {side} pixels"] = _patches((x * h).sum(0), side)
     with figure_style():
-        figure = Figure(figsize=(11.0, 11.0 / (1 + len(panels)) * min(x.shape[1] / x.shape[2], 2.0) + 0.5))
+        figure = Figure(figsize=(11.0, 11.0 / (1 + len(panels)) * min(x.shape[1] / x.shape[2], 2.0) + 0.65))
         figure.set_layout_engine("constrained", wspace=0.05)
         first, *rest = figure.subplots(1, 1 + len(panels))
         first.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -60,6 +60,11 @@ def hypersurface_maps(picture: npt.ArrayLike, x: npt.ArrayLike, h: npt.ArrayLike
             _bare(axes, title)
             _bar(figure, drawn, [axes], values, "bottom")
         fix_layout(figure)
+        own, beside = (
+            first.get_position(),
+            rest[0].get_position(),
+        )  # it has no colour bar, and is to lie as the others do
+        first.set_position((own.x0, beside.y0, own.width, beside.height))
     said = "; ".join(f"{title.replace(DOT, ' ')}, {_range(values)}" for title, values in panels.items())
     figure.set_label(f"An image; {said}.")
     return figure
