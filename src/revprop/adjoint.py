@@ -39,7 +39,8 @@ class Hypersurface:
         image: the functional on the input, (n, *units, *input shape); None where the input is no floating point tensor.
         biases: on each constant b by name, (n, *units, *b.shape): parameters, running means, and the constant parts of operators
             (``layer:operator``; there b is 1). bias_values: b; (n, *b.shape) where it differs from sample to sample.
-        value: the units as the network computes them, (n, *units).
+        value: the units as the network computes them, (n, *units), in the run that is linear in its leaves; the first time that a
+            layer is explained, this run is compared with the network's own.
         inputs: x. others: ``image`` of further floating point inputs by name. layer, mode, units: what was asked for.
         held: what was held at its recorded value, in words, by operator. Where nothing was, the network equals this functional
             in a neighbourhood of x.
@@ -104,8 +105,10 @@ class Hypersurface:
         shares = sorted(self.bias_contributions.items(), key=lambda item: -float(item[1].abs().sum()))
         scale = float(self.value.abs().max()) if self.value.numel() else 0.0
         error = float((self.reconstructed - self.value).abs().max()) if self.value.numel() else 0.0
+        which = "" if self.units is None else f" {', '.join(str(u[0] if len(u) == 1 else u) for u in self.units[:4])}"
+        which += ", ..." if self.units is not None and len(self.units) > 4 else ""
         lines = [
-            f"{self.layer} ({self.mode}), {self.value.numel()} values up to {scale:.4g}; largest error {error:.2g}",
+            f"{self.layer} ({self.mode}){which}, {self.value.numel()} values up to {scale:.4g}; largest error {error:.2g}",
             f"{'input':<32}{float(self.image_contribution.mean()):12.5g}",
             *(f"{name:<32}{float(v.mean()):12.5g}" for name, v in shares[:12]),
         ]

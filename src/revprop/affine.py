@@ -261,7 +261,7 @@ def _layout(graph: Graph, node: fx.Node, result: int | None) -> tuple[Samples | 
 
 
 def title(graph: Graph, node: fx.Node) -> str:
-    """The name of an operator: its module's path and what it does, such as ``features.3:relu6``."""
+    """The name of an operator: its module's path and what it does, such as ``features.3:hardtanh``."""
     name = str(node.target).removeprefix("aten.").partition(".")[0]
     path = graph.path(node)
     return f"{path}:{name}" if path else name
@@ -269,8 +269,11 @@ def title(graph: Graph, node: fx.Node) -> str:
 
 def source_name(graph: Graph, node: fx.Node, user: fx.Node) -> str:
     """The name of a constant: that of its parameter or buffer where it is one, up to its shape; else of what computes it."""
-    while node not in graph.constants and len(node.all_input_nodes) == 1 and node.op == "call_function":
-        node = node.all_input_nodes[0]
+    while node not in graph.constants:
+        read = [a for a in node.all_input_nodes if isinstance(a.meta.get("val"), Tensor)]  # sizes are none of it
+        if len(read) != 1:
+            break
+        node = read[0]
     return graph.constants.get(node) or title(graph, user)
 
 

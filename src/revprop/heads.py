@@ -121,7 +121,7 @@ def head_of(graph: Graph, layer: str, mode: str) -> Head:
         able = [n for n in graph.layers if any(o.target in operators for o in [graph.node(n)])]
         raise ValueError(
             f"mode {mode} is of one {words}, and layer {layer!r} has {len(inside)} of them; layers that are one: "
-            f"{', '.join(able) or 'none'}"
+            f"{', '.join(able[:20]) or 'none'}{', ...' if len(able) > 20 else ''}"
         )
     operator = inside[0]
     shape = graph.shape(operator)
