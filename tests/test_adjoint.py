@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,10 @@ from torch.func import functional_call, jacrev
 import revprop
 from revprop import NonFiniteError, completeness, hypersurface
 from revprop.adjoint import Hypersurface
+from revprop.completion import run_affine
 
 F64 = torch.float64
+FRONTS = {"front": (nn.Conv2d, nn.Linear), "channel": nn.Conv2d, "position": nn.Conv2d, "logit": nn.Linear}
 
 
 def seeded(network: Callable[[], nn.Module]) -> nn.Module:
@@ -400,6 +403,49 @@ def test_contributions_are_an_attribution_method() -> None:
     torch.testing.assert_close(inner, hypersurface(net, x, "3", (0, 1, 1)).contributions)
     with pytest.raises(ValueError, match="one class for each of 3 samples; given 2"):
         method.attribute(x, target=torch.tensor([1, 2]))
+
+
+def test_completeness_is_that_of_the_hypersurfaces_in_every_mode() -> None:
+    net, (x,) = seeded(convolutional), images()
+    graph = revprop.trace(net, x)
+    for mode in ("front", "channel", "position", "logit"):
+        found = completeness(graph, x, mode=mode)
+        assert set(found) - {"output"} == {n for n, m in net.named_modules() if isinstance(m, FRONTS[mode])}
+        for layer, both in found.items():
+            h = hypersurface(graph, x, layer, mode=mode)
+            torch.testing.assert_close(both.value, h.value, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(both.reconstructed, h.reconstructed, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="has no value of its own"):
+        completeness(graph, x, ["0"], "slice")
+    assert completeness(graph, x, mode="slice") == {}
+
+
+def test_completeness_runs_the_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, (x,) = seeded(convolutional), images()
+    graph = revprop.trace(net, x)
+    runs = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        runs.append(args)
+        return run_affine(*args, **kwargs)
+
+    monkeypatch.setattr(sys.modules["revprop.completeness"], "run_affine", counted)
+    assert len(completeness(graph, x, mode="front")) > 2
+    assert len(runs) == 1
+
+
+def test_a_derived_weight_has_no_front() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.bias, x, self.weight.T, alpha=2.0)
+
+    x = torch.randn(2, 4)
+    with pytest.raises(ValueError, match="in front of a bias of its own"):
+        completeness(Scaled(), x, ["output"], "front")
 
 
 # -- fold ------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ LEVELS = [
         "samples",
         "windows",
         "certificate",
+        "recipe",
         "networks",
         "datasets",
         "runs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from revprop.datasets import ImageData, load_idx_folder, load_npz
+from revprop.folding import fold
 from revprop.graph import trace
 from revprop.networks import NETWORKS, ConvNet, load_network, load_weights
+from revprop.networks.adjoint_back_map import FixupBlock, FixupResNet20, PooledShortcut
 from revprop.networks.resnet import CifarResNet, ZeroPadShortcut, resnet18
 from revprop.networks.vit import EncoderBlock, SelfAttention, VisionTransformer
 from revprop.reverse import check
@@ -90,10 +93,86 @@ def test_seed_and_classes(name: str) -> None:
     assert first.training
     NETWORKS[name]()
     assert not torch.equal(torch.get_rng_state(), before)  # without a seed: from the global generator
-    assert [*NETWORKS[name](classes=7, seed=0).parameters()][-1].shape == (7,)
+    assert [*NETWORKS[name](classes=7, seed=0).parameters()][-1].shape[0] == 7  # some last layers have no bias
 
 
 # --- Residual networks -----------------------------------------------------------------------------------------------
+
+
+# Tables D.1, D.3, D.4 of AdjointBackMapV2: channels in, channels out and height of every convolution behind the first
+STAGES = {
+    "vgg7": [(32, 32, 32), (32, 64, 16), (64, 64, 16), (64, 96, 8), (96, 96, 8)],
+    "resnet20-wide": [
+        *[(32, 32, 32)] * 6,
+        *[(32, 64, 16), *[(64, 64, 16)] * 5],
+        *[(64, 96, 8), *[(96, 96, 8)] * 5],
+    ],
+}
+STAGES["resnet20-fixup"] = STAGES["resnet20-wide"]
+BIASES = {"vgg7": 384, "resnet20-wide": 7 * 32 + 6 * 64 + 6 * 96, "resnet20-fixup": 37}  # of the folded network
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_adjoint_back_map_networks(name: str) -> None:
+    net = NETWORKS[name](seed=0).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.01)  # what is folded has a bias only where there is something to add
+    x = torch.rand(2, 3, 32, 32)
+    folded = fold(net, x)
+    convolutions = [m for m in folded.modules() if isinstance(m, nn.Conv2d)]
+    assert [tuple(m.weight.shape) for m in convolutions[1:]] == [(k, c, 3, 3) for c, k, _ in STAGES[name]]
+    graph = trace(folded, x)
+    names = [path for path, m in folded.named_modules() if isinstance(m, nn.Conv2d)]
+    assert [graph.shape(graph.node(path)) for path in names[1:]] == [(k, size, size) for _, k, size in STAGES[name]]
+    kernels = 9 * (3 * 32 + sum(c * k for c, k, _ in STAGES[name])) + 960
+    multipliers = 9 if name == "resnet20-fixup" else 0
+    assert count(folded) == kernels + BIASES[name] + multipliers
+    assert count(net) == count(folded) + (0 if name == "resnet20-fixup" else BIASES[name])  # a scale for each bias
+    pools = [(m.kernel_size, m.stride) for m in net.modules() if isinstance(m, nn.AvgPool2d)]
+    assert pools == ([(3, 2)] * 2 if name == "vgg7" else [(1, 2)] * 2)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_folding_the_adjoint_back_map_networks_changes_no_output(name: str) -> None:
+    net = NETWORKS[name](seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():  # as if trained: nothing at its initial value
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        net(torch.rand(8, 3, 32, 32))  # running statistics
+    x = torch.rand(4, 3, 32, 32)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-6)):
+        own = net.eval().to(dtype)
+        folded = fold(own, x.to(dtype))
+        with torch.no_grad():
+            expected, found = own(x.to(dtype)), folded(x.to(dtype))
+        assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+        assert all(p.item() == 1.0 for path, p in folded.named_parameters() if path.endswith("scale"))
+
+
+def test_pooled_shortcut() -> None:
+    x = torch.rand(2, 4, 6, 6)
+    found = PooledShortcut(4, 10)(x)
+    torch.testing.assert_close(found[:, 3:7], x[:, :, ::2, ::2], rtol=0, atol=0)
+    assert float(found[:, :3].abs().sum() + found[:, 7:].abs().sum()) == 0
+    with pytest.raises(ValueError, match="even number of channels"):
+        PooledShortcut(4, 7)
+
+
+def test_fixup_initialisation() -> None:
+    net = FixupResNet20(10)
+    blocks = [m for m in net.modules() if isinstance(m, FixupBlock)]
+    assert len(blocks) == 9
+    for block in blocks:
+        deviation = math.sqrt(2 / (9 * block.conv1.out_channels)) / 3  # He's, times 9 ** (-1 / 2)
+        assert float(block.conv1.weight.std()) == pytest.approx(deviation, rel=0.05)
+        assert float(block.conv2.weight.abs().max()) == 0
+    assert float(net.fc.weight.abs().max()) == 0
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
+    nn.functional.cross_entropy(net(images), labels).backward()
+    assert float(net.fc.weight.grad.abs().max()) > 0  # it can learn from there
 
 
 def test_resnet18_has_the_usual_names() -> None:

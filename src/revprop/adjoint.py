@@ -148,6 +148,7 @@ def hypersurface(
             values in front of its own bias: "RM0" or "logit", of a fully connected layer, index (k,); "RM1" or "channel": the
             sum over all positions, (out channel,); "RM2" or "position": one position, (out channel, *position); "RM3" or
             "channel slice" and "RM4" or "slice": the part of these from one in-channel, (out channel, in channel, *position).
+            "front": RM0 or RM2, as the layer is.
         float64: compute in double precision.
         memory_budget: bytes for the rows that go through the network together; the result has the size it has.
 

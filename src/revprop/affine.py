@@ -13,7 +13,7 @@ business of :mod:`revprop.completion`; here is the run itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -49,10 +49,12 @@ class Run:
 
     Attributes:
         values: of the nodes asked for. inputs: the leaves of floating point inputs, by argument name. entries: by name.
-        held: what was held, in words, by name of the operator.
+        held: what was held, in words, by name of the operator. fronts: of convolutions and matrix products that these were asked
+            of, the values in front of their own bias.
     """
 
     values: dict[fx.Node, Tensor] = field(default_factory=dict)
+    fronts: dict[fx.Node, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
@@ -65,7 +67,7 @@ class Runner:
         inputs: the model's inputs; of double precision where everything is to be.
         kind: operator -> how it is run. held: operator -> those of its arguments that it holds.
         lift: makes a leaf of a detached value.
-        bare: a convolution or matrix product whose own bias is left out.
+        bare: a convolution or matrix product whose own bias is left out. fronts: those whose values in front of it are kept.
     """
 
     def __init__(
@@ -76,8 +78,9 @@ class Runner:
         held: Callable[[Graph, fx.Node], frozenset[fx.Node]],
         lift: Callable[[Tensor], Tensor],
         bare: fx.Node | None = None,
+        fronts: Collection[fx.Node] = (),
     ) -> None:
-        self.graph, self.kind, self.held, self.lift, self.bare = graph, kind, held, lift, bare
+        self.graph, self.kind, self.held, self.lift, self.bare, self.fronts = graph, kind, held, lift, bare, fronts
         self.rows = len(inputs[0])
         self.dtype = next((x.dtype for x in inputs if x.is_floating_point()), torch.get_default_dtype())
         self.device = inputs[0].device

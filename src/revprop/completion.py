@@ -13,7 +13,7 @@ What is held is noted. Where nothing is, the affine map is the network itself in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -39,12 +39,13 @@ def run_affine(
     wanted: tuple[fx.Node, ...],
     lift: Callable[[Tensor], Tensor] = Tensor.requires_grad_,
     bare: fx.Node | None = None,
+    fronts: Collection[fx.Node] = (),
 ) -> Run:
     """Runs the part of a network in front of some nodes, linear in its leaves.
 
     Args:
         inputs: the model's inputs; of double precision where everything is to be. lift: makes a leaf of a detached value.
-        bare: a convolution or matrix product whose own bias is left out.
+        bare: a convolution or matrix product whose own bias is left out. fronts: those whose values in front of it are kept.
 
     Raises:
         ValueError: an operator on the way normalises by the statistics of the batch.
@@ -54,7 +55,7 @@ def run_affine(
     >>> sorted(run_affine(graph, (torch.full((1, 3), 1e3),), (graph.output,)).entries)[0]
     '0.bias'
     """
-    return Runner(graph, inputs, _kind, _held, lift, bare).run(wanted)
+    return Runner(graph, inputs, _kind, _held, lift, bare, fronts).run(wanted)
 
 
 # -- linear operators ----------------------------------------------------------------------------------------------------
@@ -91,14 +92,19 @@ def _biased(run: Runner, node: fx.Node) -> Any:
     weight = arguments.get("mat2" if node.target is aten.addmm.default else "weight")
     scaled = arguments.get("alpha", 1) != 1 or arguments.get("beta", 1) != 1
     if weight in run.graph.movable or bias in run.graph.movable or scaled:
+        if node is run.bare or node in run.fronts:
+            raise ValueError(
+                f"{title(run.graph, node)} has no values in front of a bias of its own (its weight or bias is computed, or it is "
+                "scaled): explain it in mode 'unit'"
+            )
         return _tangent(run, node)
-    if bias is None:
-        return run.native(node)
     if node.target is aten.addmm.default:
         out = run.env[arguments["mat1"]] @ run.env[arguments["mat2"]]
     else:
-        out = run.native(node, {bias: None})
-    if node is run.bare:
+        out = run.native(node, {} if bias is None else {bias: None})
+    if node in run.fronts:
+        run.result.fronts[node] = out
+    if bias is None or node is run.bare:
         return out
     return out + run.bias(bias, node, 0 if node.target in BY_COLUMNS else out.dim() - 2)
 

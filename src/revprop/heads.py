@@ -18,6 +18,7 @@ __all__ = ["MODES", "Head", "head_of"]
 
 MODES = {
     "unit": "unit",
+    "front": "front",
     "RM0": "RM0",
     "logit": "RM0",
     "RM1": "RM1",
@@ -29,7 +30,7 @@ MODES = {
     "RM4": "RM4",
     "slice": "RM4",
 }
-"""Names of the modes in plain words and as the paper has them."""
+"""Names of the modes in plain words and as the paper has them; "front" is RM0 or RM2, as the layer is."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,10 @@ def head_of(graph: Graph, layer: str, mode: str) -> Head:
         if not node.meta["val"].is_floating_point():
             raise ValueError(f"layer {layer!r} holds no floating point numbers: there is nothing to explain")
         return Head(graph, node, graph.shape(node), mode)
-    operators = BY_COLUMNS if mode == "RM0" else CONVOLUTIONS
+    operators = {"RM0": BY_COLUMNS, "front": {*BY_COLUMNS, *CONVOLUTIONS}}.get(mode, CONVOLUTIONS)
     inside = [n for n in (graph.inside(layer) if layer not in ("input", "output") else {node}) if n.target in operators]
     if len(inside) != 1:
-        words = "fully connected layer" if mode == "RM0" else "convolution"
+        words = {"RM0": "fully connected layer", "front": "convolution or matrix product"}.get(mode, "convolution")
         able = [n for n in graph.layers if any(o.target in operators for o in [graph.node(n)])]
         raise ValueError(
             f"mode {mode} is of one {words}, and layer {layer!r} has {len(inside)} of them; layers that are one: "
@@ -125,7 +126,7 @@ def head_of(graph: Graph, layer: str, mode: str) -> Head:
         )
     operator = inside[0]
     shape = graph.shape(operator)
-    if mode in ("RM0", "RM2"):
+    if mode in ("RM0", "RM2", "front"):
         return Head(graph, operator, shape, mode, operator)
     if mode == "RM1":
         return Head(graph, operator, shape[:1], mode, operator)

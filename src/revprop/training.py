@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from revprop.hardware import StepMemory, channels_last, clock
+from revprop.recipe import Recipe
 from revprop.tasks import Classification, Task, stated
 
 __all__ = ["Epoch", "Fitted", "Training", "TrainingDivergedError", "accuracy_of", "fit", "train_baseline"]
@@ -57,7 +58,7 @@ class Training:
     """How to train: the options of the loop.
 
     Attributes:
-        epochs, batch_size, learning_rate: Adam's, the papers' 0.001 and 256.
+        epochs, batch_size, learning_rate: Adam's, the papers' 0.001 and 256. recipe: optimizer and schedule where others.
         seed: of the one generator that shuffles, and of what a module draws in training (dropout); torch's own is left alone.
         device: "auto", "cpu", "cuda", "cuda:1", ... precision: as fabric names it.
         checkpoint: a folder for the state after each epoch, or None; an earlier run's state there is continued.
@@ -72,6 +73,7 @@ class Training:
     precision: str = "32-true"
     checkpoint: Path | None = None
     progress: bool = False
+    recipe: Recipe = Recipe()
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 0), ("batch_size", 1)):
@@ -100,7 +102,7 @@ def fit(
     description: str = "training",
     before_epoch: Callable[[int], None] | None = None,
 ) -> Fitted:
-    """Trains the parameters of ``module`` that require gradients by Adam on shuffled batches of ``data``.
+    """Trains the parameters of ``module`` that require gradients on shuffled batches of ``data``, by Adam or as the recipe says.
 
     Args:
         module: what is trained, in place.
@@ -125,13 +127,14 @@ def fit(
     fabric = training.fabric()
     device = fabric.device
     trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.Adam(trained, lr=training.learning_rate)
+    optimizer = training.recipe.optimizer_of(trained, training.learning_rate)
     wrapped, optimizer = fabric.setup(module, optimizer)
     generator = torch.Generator().manual_seed(training.seed)
     state = _Checkpoint(training, module, optimizer, generator, dict(identity or {}))
     history = state.resume()
     memory, now = StepMemory(module.parameters(), device), clock(device)
     n = len(data[0])
+    steps = -(-n // training.batch_size)
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -163,6 +166,11 @@ def fit(
                             raise state.diverged(f"the loss is {value}", step, epoch)
                         optimizer.zero_grad(set_to_none=True)
                         fabric.backward(losses["loss"])
+                    rate = training.recipe.rate(
+                        training.learning_rate, epoch - 1 + (step - 0.5) / steps, training.epochs
+                    )
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
                     optimizer.step()
                     for name, part in losses.items():
                         share = part.detach() * len(rows)  # stays on the device: only the loss itself is waited for
@@ -300,12 +308,14 @@ def train_baseline(
     training: Training,
     identity: Mapping[str, Any] | None = None,
     task: Task | None = None,
+    augment: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Epoch]:
     """Trains a whole network, in place, by its task's loss: the baselines that post-training starts from.
 
     Args:
         model: (n, ...) -> (n, classes), or what the task has. train, test: inputs and labels.
         task: what the labels are; class indices, trained by cross entropy, where not given.
+        augment: changes a batch of inputs at random, from torch's own generator.
 
     Returns:
         The history, with test accuracies where ``test`` is given.
@@ -320,7 +330,9 @@ def train_baseline(
 
     def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         module.train()
-        return {"loss": known.loss(module(batch[0]), batch[1])}
+        found = known.loss(module(batch[0] if augment is None else augment(batch[0])), batch[1])
+        penalty = training.recipe.penalty(module)
+        return {"loss": found if penalty is None else found + penalty}
 
     def evaluate() -> float:
         assert test is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from revprop.datasets import Split, data_root, load_data
 from revprop.errors import near_matches
 from revprop.networks import NETWORKS, load_network, load_weights
+from revprop.recipe import Recipe
 from revprop.runs import RunStore
 from revprop.training import Training, accuracy_of, train_baseline
 
@@ -45,6 +48,7 @@ class Baseline:
         mean, std: scale images to [0, 1] and by these per channel; None standardises each channel of each image.
         damage: a module's name, and the strength of the normal noise that its weights get after training, in standard
             deviations of each weight tensor: something to repair. Drawn from ``seed``.
+        recipe: how to train where not by plain Adam.
     """
 
     network: str = "digits"
@@ -59,6 +63,7 @@ class Baseline:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     damage: tuple[str, float] | None = None
+    recipe: Recipe = Recipe()
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -202,10 +207,14 @@ def baseline_row(
             baseline.learning_rate,
             baseline.seed,
             device,
+            baseline.recipe.precision,
             checkpoint=weights.with_suffix(""),
             progress=progress,
+            recipe=baseline.recipe,
         )
-        epochs = train_baseline(model, data.train, data.test, training, baseline.settings())
+        augment = partial(baseline.recipe.augment, mean=baseline.mean, std=baseline.std)
+        identity = json.loads(json.dumps(baseline.settings(), default=asdict))
+        epochs = train_baseline(model, data.train, data.test, training, identity, augment=augment)
         accuracy, history = epochs[-1].accuracy, [_flat(asdict(e)) for e in epochs]
     found = {"accuracy": accuracy, "parameters": sum(p.numel() for p in model.parameters()), "history": history}
     if baseline.damage is not None:

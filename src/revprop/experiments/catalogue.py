@@ -296,6 +296,12 @@ def _collect() -> Mapping[str, Experiment]:
             found[f"fr-pt/{name}"] = Experiment(module.settings, module.run)
     repair = importlib.import_module("revprop.experiments.repair")  # not at the top: it takes the scales from here
     found["any-network/repair"] = Experiment(repair.settings, repair.run)
+    maps = importlib.import_module("revprop.experiments.adjoint_maps")  # as well
+    found["adjoint/train"] = Experiment(maps.train, maps.run)
+    for number in (3, 4):
+        found[f"adjoint/table{number}"] = Experiment(partial(maps.table, number), maps.run)
+    for number in range(6, 12):
+        found[f"adjoint/figure{number}"] = Experiment(partial(maps.figure, number), maps.run)
     for name, paper in (("cifar10", reconstruction_quality.CIFAR10), ("resnet20", reconstruction_quality.RESNET20)):
         found[f"design/{name}"] = Experiment(partial(_quality, paper), _run_quality)
     return found

@@ -1,4 +1,5 @@
-"""The published numbers that ours are held against: Tables 1 to 6 of the paper on FR post-training (FR-PT).
+"""The published numbers that ours are held against: Tables 1 to 6 of the paper on FR post-training (FR-PT), and Tables 1 to 4 of
+AdjointBackMapV2.
 
 `published.csv` holds every line as printed there: trained parameters, GPU memory in the paper's MB, test accuracy in
 percent, mean and standard deviation over ten runs, after 1, 5 and 10 epochs. What is derived from them is computed here.
@@ -145,3 +146,26 @@ def _read() -> dict[str, PublishedTable]:
 
 PUBLISHED = _read()
 """The tables by the name of their network, which is that of their data set, too."""
+
+PUBLISHED_ACCURACY = {
+    ("vgg7", 3): 89.5,
+    ("resnet20-wide", 3): 91.6,
+    ("resnet20-fixup", 3): 91.2,
+    ("vgg7", 4): 63.2,
+    ("resnet20-wide", 4): 68.8,
+    ("resnet20-fixup", 4): 64.0,
+}
+"""Test accuracy in percent of the networks of AdjointBackMapV2 Tables 3 (CIFAR-10) and 4 (CIFAR-100): its Tables 1 and 2."""
+
+
+def _read_units() -> dict[tuple[str, int], tuple[float, ...]]:
+    text = importlib.resources.files("revprop.report").joinpath("published_adjoint.csv").read_text(encoding="utf-8")
+    found: dict[tuple[str, int], tuple[float, ...]] = {}
+    for line in csv.DictReader(text.splitlines()):
+        key = line["network"], int(line["table"])
+        found[key] = (*found.get(key, ()), float(line["within"]))
+    return found
+
+
+PUBLISHED_UNITS = _read_units()
+"""By network and number of the table: the share of units in percent with a relative error of at most 1 %, layer by layer."""

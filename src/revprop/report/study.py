@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from revprop.report import study_figures
+from revprop.report.adjoint_sections import adjoint_sections
 from revprop.report.figures import deviation_bars, discrepancy_maps, figure_to_svg
 from revprop.report.grid import Grid, split_by_study
 from revprop.report.page import Section, write_page
@@ -21,6 +22,14 @@ from revprop.runs import RunStore, write_atomically
 __all__ = ["reconstruction_table", "study_tables", "write_figures", "write_markdown", "write_report"]
 
 Row = Mapping[str, Any]
+
+REPAIRED = (
+    "revprop asks what each layer of a trained network should have produced for the right label, shows how far its "
+    "features are from that, and trains single modules towards it."
+)
+EXPLAINED = (
+    "revprop finds the linear functional on the input and the biases that a unit of a trained network is, exactly."
+)
 
 
 def write_report(
@@ -52,10 +61,8 @@ def write_report(
         for row in RunStore(folder / "baselines").rows()
         if (row["settings"].get("network"), row["settings"].get("data")) in reported
     ]
-    lead = [
-        "revprop asks what each layer of a trained network should have produced for the right label, shows how far its "
-        "features are from that, and trains single modules towards it."
-    ]
+    explained = all(row["settings"].get("kind") in ("adjoint", "baseline") for row in rows)
+    lead = [EXPLAINED if explained else REPAIRED]
     tables = [study for study in split_by_study(rows) if not study[0]["settings"].get("study")]
     lead += [text for study in tables if (text := headline(Grid.of(study)))]
     return write_page(
@@ -125,7 +132,8 @@ def study_tables(rows: Sequence[Row]) -> list[Table]:
         )
         for table in section.tables
     ]
-    return [*cells, *ablations, *(table for section in study_figures.sections(rows, False) for table in section.tables)]
+    others = [*study_figures.sections(rows, False), *adjoint_sections(rows, False)]
+    return [*cells, *ablations, *(table for section in others for table in section.tables)]
 
 
 def reconstruction_table(rows: Sequence[Row]) -> Table:
@@ -164,7 +172,8 @@ def reconstruction_table(rows: Sequence[Row]) -> Table:
 
 def _sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
     figures = study_figures.sections(rows, draw)
-    return [*_diagnoses(rows), *_reconstructions(rows), *post_training_sections(rows, draw), *figures]
+    units = adjoint_sections(rows, draw)
+    return [*_diagnoses(rows), *_reconstructions(rows), *post_training_sections(rows, draw), *figures, *units]
 
 
 def _diagnoses(rows: Sequence[Row]) -> list[Section]:
