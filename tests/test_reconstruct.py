@@ -800,3 +800,32 @@ def test_true_labels_through_a_trained_residual_network(data_root: Path, layer: 
     certificate = rec.certificates[layer]
     assert float(certificate.reached.float().mean()) == 1.0
     assert float(certificate.deviation.mean()) <= longest
+
+
+class MixedPrecision(nn.Module):
+    """Single precision in the middle of a network of double, as language models have it at their norms, and a cumulative product,
+    which has no closed form, across the change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 6).double(), nn.RMSNorm(6), nn.Linear(6, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.norm(torch.tanh(self.first(x)).float())
+        return self.last(torch.cumprod(1.0 + 0.1 * z, 1).double())
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "global"])
+@pytest.mark.parametrize("layer", ["first", "norm"])
+def test_a_network_that_changes_precision_is_reversed(strategy: Any, layer: str) -> None:
+    torch.manual_seed(0)
+    net, x = MixedPrecision(), torch.randn(5, 4, dtype=torch.float64)
+    output = net(x).detach()
+    kept = revprop.reconstruct(net, x, target=output, to=layer, strategy=strategy)
+    assert torch.equal(kept[layer], kept.recorded[layer])
+    with torch.no_grad():
+        wanted = output + 0.05 * (net(x + 0.1) - output)
+    found = revprop.reconstruct(net, x, target=wanted, to=layer, strategy=strategy, damping=0.0)
+    assert found[layer].dtype == found.recorded[layer].dtype
+    missing = (wanted - output).norm(dim=1)
+    assert float((found.certificates[layer].residual / missing).median()) < (0.1 if strategy == "global" else 0.5)

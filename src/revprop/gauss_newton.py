@@ -64,7 +64,7 @@ def search(
     ours, last = [place for place in layout.moving if place is not None], layout.output
     assert last is not None
     count = len(ours)
-    shapes = [value.shape for value in values[:count]]
+    shapes, dtypes = [value.shape for value in values[:count]], [value.dtype for value in values[:count]]
     rows = [place.rows(value) for place, value in zip(ours, values, strict=False)]
     widths = [part.shape[1] for part in rows]
     held = list(zip(layout.held, values[count:], strict=True))
@@ -74,25 +74,28 @@ def search(
         m = len(flat)
         parts = flat.split(widths, 1)
         moved = [
-            place.values(part, _resized(shape, place, m))
-            for place, part, shape in zip(ours, parts, shapes, strict=True)
+            place.values(part, _resized(shape, place, m)).to(dtype)
+            for place, part, shape, dtype in zip(ours, parts, shapes, dtypes, strict=True)
         ]
         left = iter(others)
         fixed = [
             value if place is None else place.values(next(left), _resized(value.shape, place, m))
             for place, value in held
         ]
-        return last.rows(function(*moved, *fixed))
+        return last.rows(function(*moved, *fixed)).to(precision)
 
     start, wanted = torch.cat(rows, 1), last.rows(output) + last.rows(change)
+    # where a network changes precision within, no more can be asked for than the lesser of the two
+    precision = max(start.dtype, wanted.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    start, wanted = start.to(precision), wanted.to(precision)
     todo = last.rows(change).any(1).nonzero().squeeze(1)
     found = torch.zeros_like(start)
     if len(todo):
         ours_only = tuple(part[todo] for part in along)
         found[todo] = _newton(lambda x: run(x, *ours_only), start[todo], wanted[todo], effort)
     return tuple(
-        place.values(part, tuple(shape))
-        for place, part, shape in zip(ours, found.split(widths, 1), shapes, strict=True)
+        place.values(part, tuple(shape)).to(dtype)
+        for place, part, shape, dtype in zip(ours, found.split(widths, 1), shapes, dtypes, strict=True)
     )
 
 

@@ -127,8 +127,20 @@ def solve(
     Returns:
         A :class:`Solution`. Where the goal is not met in ``options.steps`` steps, the nearest miss found.
     """
+    dtype = recorded.dtype
+    if outputs.dtype != dtype:  # a network that changes precision behind the layer
+        target = None if goal.target is None else goal.target.to(dtype)
+        found = solve(
+            lambda *values: suffix(*values).to(dtype),
+            recorded,
+            held,
+            outputs.to(dtype),
+            replace(goal, target=target),
+            options,
+        )
+        return replace(found, outputs=found.outputs.to(outputs.dtype))
     scale = (
-        torch.finfo(recorded.dtype).eps ** 0.75 * by_sample(outputs).abs().amax(1).clamp_min(1.0)
+        torch.finfo(dtype).eps ** 0.75 * by_sample(outputs).abs().amax(1).clamp_min(1.0)
         if outputs.numel()
         else outputs.new_zeros(outputs.shape[0])
     )
