@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 import revprop
-from revprop import NonFiniteError, completeness, hypersurface
+from revprop import NonFiniteError, completeness, completion, hypersurface
 from revprop.adjoint import Hypersurface
 from revprop.completion import run_affine
 
@@ -488,3 +488,12 @@ def test_folding_changes_no_output(network: Callable[[], nn.Module], norms: int)
         assert float(folded.scale) == 1.0
     h = hypersurface(folded, x)
     assert error(h) < 1e-12
+
+
+def test_a_wrong_form_is_noticed_by_the_networks_own_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The identity alone would hold for another network, too."""
+    monkeypatch.setitem(completion._KINDS, torch.ops.aten.relu.default, lambda run, node: 2.0 * run.native(node))
+    net, (x,) = seeded(convolutional), images()
+    for explain in (hypersurface, completeness):
+        with pytest.raises(RuntimeError, match="gives other values than the network"):
+            explain(net, x)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from revprop.affine import Entry, Run
 from revprop.completion import run_affine
@@ -23,7 +23,7 @@ from revprop.hardware import channels_last
 from revprop.heads import Head, head_of
 from revprop.reverse import as_graph
 
-__all__ = ["Hypersurface", "Unit", "hypersurface", "in_precision", "relative_error"]
+__all__ = ["Hypersurface", "Unit", "check_run", "hypersurface", "in_precision", "relative_error"]
 
 Unit = int | Sequence[int]
 AT_ONCE = 1 << 21  # bytes of the largest value of a chunk on a CPU: what stays in its cache is walked through fastest
@@ -170,7 +170,7 @@ def hypersurface(
     inputs = graph.check_input(x)
     head = head_of(graph, layer, mode)
     units = head.units(unit)
-    _check_run(graph, head, inputs)
+    check_run(graph, [head.node], inputs)
     inputs = in_precision(inputs, float64)
     chosen = units if units is not None else list(_all(head.shape))
     parts = list(_chunks(graph, head, inputs, chosen, memory_budget))
@@ -320,23 +320,24 @@ def _rows(graph: Graph, head: Head, inputs: tuple[Tensor, ...], budget: int) -> 
     return max(1, min(within, max(cached, 4), 1024))
 
 
-def _check_run(graph: Graph, head: Head, inputs: tuple[Tensor, ...]) -> None:
-    """The first time that a value is explained, it is compared with what the network itself computes.
+def check_run(graph: Graph, nodes: Iterable[fx.Node], inputs: tuple[Tensor, ...]) -> None:
+    """The first time that values are explained, they are compared with what the network itself computes.
 
     Raises:
         RuntimeError: they differ: a rule of :mod:`revprop.completion` is wrong.
     """
-    key = ("explained", head.node, head.bare)
-    if key in graph.factored or not len(inputs[0]):
+    fresh = tuple(dict.fromkeys(node for node in nodes if ("explained", node) not in graph.factored))
+    if not fresh or not len(inputs[0]):
         return
     few = tuple(x[:2] for x in inputs)
     with torch.no_grad():
-        own = graph.segment(graph.inputs, (head.node,))(*few)[0]
-        found = run_affine(graph, few, (head.node,), lambda value: value).values[head.node]
-    scale = float(own.abs().max()) if own.numel() else 0.0
-    if not torch.allclose(own, found, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
-        raise RuntimeError(f"{head.node}: the affine form gives other values than the network; please report this")
-    graph.factored[key] = True
+        own = graph.segment(graph.inputs, fresh)(*few)
+        found = run_affine(graph, few, fresh, lambda value: value).values
+    for node, value in zip(fresh, own, strict=True):
+        scale = float(value.abs().max()) if value.numel() else 0.0
+        if not torch.allclose(value, found[node], rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
+            raise RuntimeError(f"{node}: the affine form gives other values than the network; please report this")
+        graph.factored["explained", node] = True
 
 
 def in_precision(inputs: tuple[Tensor, ...], float64: bool) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from revprop.adjoint import in_precision, relative_error
+from revprop.adjoint import check_run, in_precision, relative_error
 from revprop.completion import run_affine
 from revprop.graph import Example, Graph
 from revprop.hardware import channels_last
@@ -57,12 +57,14 @@ def completeness(
     (['0', '1', '2', 'output'], True)
     """
     graph = as_graph(model, x)
-    inputs = in_precision(graph.check_input(x), float64)
+    inputs = graph.check_input(x)
     names = layers if layers is not None else [n for n in graph.layers if graph.node(n) not in graph.inputs]
     heads = _heads(graph, names, mode, layers is not None)
     if not heads:
         return {}
     nodes = tuple(dict.fromkeys(head.node for head in heads.values()))
+    check_run(graph, nodes, inputs)
+    inputs = in_precision(inputs, float64)
     fronts = {head.bare for head in heads.values() if head.bare is not None}
     with torch.no_grad(), forward_ad.dual_level():
         laid = tuple(channels_last(v) for v in inputs)
