@@ -41,7 +41,7 @@ class Hypersurface:
             (``layer:operator``; there b is 1). bias_values: b; (n, *b.shape) where it differs from sample to sample.
         value: the units as the network computes them, (n, *units), in the run that is linear in its leaves; the first time that a
             layer is explained, this run is compared with the network's own.
-        inputs: x. others: ``image`` of further floating point inputs by name. layer, mode, units: what was asked for.
+        inputs: x, and images: ``image``, of each floating point input by name. layer, mode, units: what was asked for.
         held: what was held at its recorded value, in words, by operator. Where nothing was, the network equals this functional
             in a neighbourhood of x.
     """
@@ -107,8 +107,9 @@ class Hypersurface:
         error = float((self.reconstructed - self.value).abs().max()) if self.value.numel() else 0.0
         which = "" if self.units is None else f" {', '.join(str(u[0] if len(u) == 1 else u) for u in self.units[:4])}"
         which += ", ..." if self.units is not None and len(self.units) > 4 else ""
+        count = f"{self.value.numel()} value{'' if self.value.numel() == 1 else 's'}"
         lines = [
-            f"{self.layer} ({self.mode}){which}, {self.value.numel()} values up to {scale:.4g}; largest error {error:.2g}",
+            f"{self.layer} ({self.mode}){which}, {count} up to {scale:.4g}; largest error {error:.2g}",
             f"{'input':<32}{float(self.image_contribution.mean()):12.5g}",
             *(f"{name:<32}{float(v.mean()):12.5g}" for name, v in shares[:12]),
         ]
