@@ -103,8 +103,6 @@ def largest_unit(
         values = hypersurface(graph, x, layer, slices, mode, float64=float64).value[0]
         return slices[int(values.argmax())]
     value = completeness(graph, x, [layer], MODES[mode], float64=float64)[layer].value[0]
-    if head.mode == "RM1":
-        value = value.flatten(1).sum(1)
     return tuple(int(i) for i in torch.unravel_index(value.argmax(), value.shape))
 
 
