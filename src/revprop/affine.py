@@ -218,7 +218,10 @@ class Runner:
             return leaf
         padded = leaf.reshape(len(leaf), *[1] * missing, *leaf.shape[1:])
         if samples is None or padded.shape[1 + samples.axis] != 1:
-            raise NotImplementedError(f"{title(self.graph, node)}: a constant that differs along the batch")
+            raise ValueError(
+                f"{title(self.graph, node)} adds a constant that differs along the batch, which is no one sample's: give the "
+                "batch a dimension of its own in front"
+            )
         if samples.times > 1:
             # several results (a recurrent layer's) merge the batch as their input does
             merged = node if result is None else next(a for a in node.all_input_nodes if a in self.graph.movable)

@@ -296,8 +296,8 @@ def _by_reverse_mode_twice(
 
 
 def _finite(value: Tensor) -> Tensor:
-    """What is infinite (a masked logit) is no part of what moves."""
-    return torch.where(value.isinf(), 0.0, value)
+    """What is infinite, or would be in single precision (a masked logit), is no part of what moves."""
+    return torch.where(value.abs() >= 0.5 * torch.finfo(torch.float32).max, 0.0, value)
 
 
 # -- which operator is run in which way ----------------------------------------------------------------------------------

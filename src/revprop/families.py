@@ -32,6 +32,7 @@ PRODUCTS = {aten.mul.Tensor, aten.matmul.default, aten.mm.default, aten.bmm.defa
 # linear, or piecewise linear through the origin, whatever their constant arguments: known not to need a look
 PLAIN = {
     *(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.clone.default),
+    *(aten.to.dtype, aten._to_copy.default),
     *(aten.alias.default, aten.contiguous.default, aten.permute.default, aten.transpose.int, aten.t.default),
     *(aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.expand.default),
     *(aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.flip.default, aten.roll.default),
