@@ -303,9 +303,11 @@ Command = (
 
 SHAPES = {
     "digits": (1, 8, 8),
-    **dict.fromkeys(("mnist", "mnist-lenet", "vit-mnist"), (1, 28, 28)),
+    **dict.fromkeys(("mnist", "mnist-lenet", "vit-mnist", "racecar-mnist"), (1, 28, 28)),
     **dict.fromkeys(("cifar10", "cifar10-reversed", "cifar10-simple-cnn", "cifar100"), (3, 32, 32)),
     **dict.fromkeys(("resnet20", "resnet32", "vgg7", "resnet20-wide", "resnet20-fixup"), (3, 32, 32)),
+    **dict.fromkeys(("racecar-cifar", "racecar-cifar-narrow"), (3, 32, 32)),
+    "racecar-bits": (12,),
     "tiny-imagenet": (3, 64, 64),
     "imagenette": (3, 224, 224),
     "imagewoof": (3, 224, 224),

@@ -37,12 +37,13 @@ class TrainingDivergedError(RuntimeError):
 @dataclass(frozen=True)
 class Epoch:
     """One line of a training's history. Epoch 0 is the state before training. ``losses``: means over the epoch's samples.
-    ``seconds``: by :func:`clock`."""
+    ``accuracy``: None where it was not measured. ``seconds``: by :func:`clock`. ``observed``: what was asked for beside."""
 
     epoch: int
     losses: dict[str, float]
     accuracy: float | None
     seconds: float
+    observed: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Training:
         device: "auto", "cpu", "cuda", "cuda:1", ... precision: as fabric names it.
         checkpoint: a folder for the state after each epoch, or None; an earlier run's state there is continued.
         progress: whether to draw a progress bar on standard error, where that is a terminal.
+        passes: so many times through the data make an epoch: of a set so small that what is done once an epoch would count.
+        measure_every: the accuracy is measured before training, after every so many epochs, and at the end.
     """
 
     epochs: int = 10
@@ -74,9 +77,11 @@ class Training:
     checkpoint: Path | None = None
     progress: bool = False
     recipe: Recipe = Recipe()
+    passes: int = 1
+    measure_every: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("batch_size", 1)):
+        for name, least in (("epochs", 0), ("batch_size", 1), ("passes", 1), ("measure_every", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, given {getattr(self, name)}")
         if not self.learning_rate > 0:
@@ -101,6 +106,7 @@ def fit(
     identity: Mapping[str, Any] | None = None,
     description: str = "training",
     before_epoch: Callable[[int], None] | None = None,
+    observe: Callable[[int], Mapping[str, float]] | None = None,
 ) -> Fitted:
     """Trains the parameters of ``module`` that require gradients on shuffled batches of ``data``, by Adam or as the recipe says.
 
@@ -111,6 +117,7 @@ def fit(
         evaluate: an accuracy in [0, 1], measured before training and after each epoch.
         identity: what the checkpoint belongs to; a checkpoint of something else is refused.
         before_epoch: called with the number of each epoch as it begins; its time counts as the epoch's.
+        observe: called with the number of each epoch done, 0 first; what it returns is kept with the epoch.
 
     Returns:
         A :class:`Fitted`: the history, one :class:`Epoch` per epoch, the state before training first; and a step's memory.
@@ -134,7 +141,7 @@ def fit(
     history = state.resume()
     memory, now = StepMemory(module.parameters(), device), clock(device)
     n = len(data[0])
-    steps = -(-n // training.batch_size)
+    steps = training.passes * -(-n // training.batch_size)
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -147,17 +154,20 @@ def fit(
     ) as bar:
         task = bar.add_task(description, total=training.epochs, completed=max(len(history) - 1, 0), note="")
         if not history:
-            history.append(Epoch(0, {}, evaluate() if evaluate else None, 0.0))
+            history.append(Epoch(0, {}, evaluate() if evaluate else None, 0.0, dict(observe(0)) if observe else {}))
         for epoch in range(len(history), training.epochs + 1):
             began = now()
             if before_epoch is not None:
                 before_epoch(epoch)
-            order = torch.randperm(n, generator=generator)
+            batches = (
+                rows
+                for _ in range(training.passes if n else 0)
+                for rows in torch.randperm(n, generator=generator).split(training.batch_size)
+            )
             sums: dict[str, Tensor] = {}
             step = 0
             with _seeded(1_000_003 * training.seed + epoch, device):
-                for step, start in enumerate(range(0, n, training.batch_size), start=1):
-                    rows = order[start : start + training.batch_size]
+                for step, rows in enumerate(batches, start=1):
                     batch = tuple(channels_last(t.index_select(0, rows.to(t.device)).to(device)) for t in data)
                     with memory.watch(batch):
                         losses = loss(wrapped, batch)
@@ -179,8 +189,10 @@ def fit(
             if not all(bool(p.detach().isfinite().all()) for p in trained):
                 raise state.diverged("a trained parameter is NaN or infinite", step, epoch)
             seconds = now() - began
-            accuracy = evaluate() if evaluate else None
-            history.append(Epoch(epoch, {k: float(v) / max(n, 1) for k, v in sums.items()}, accuracy, seconds))
+            due = epoch % training.measure_every == 0 or epoch == training.epochs
+            accuracy = evaluate() if evaluate and due else None
+            means = {k: float(v) / max(n * training.passes, 1) for k, v in sums.items()}
+            history.append(Epoch(epoch, means, accuracy, seconds, dict(observe(epoch)) if observe else {}))
             state.save(history)
             bar.update(task, advance=1, note="" if accuracy is None else f"{100 * accuracy:.2f} %")
     return Fitted(history, memory.bytes(device))
@@ -201,6 +213,7 @@ class _Checkpoint:
         chosen = {
             k: v for k, v in asdict(self.training).items() if k in ("batch_size", "learning_rate", "seed", "precision")
         }
+        chosen |= {"passes": self.training.passes} if self.training.passes != 1 else {}
         return json.loads(json.dumps({**self.identity, **chosen}))
 
     def diverged(self, what: str, step: int, epoch: int) -> TrainingDivergedError:

@@ -21,6 +21,8 @@ from revprop.datasets.files import walk_files
 from revprop.datasets.image_folder import PARTS, SUFFIXES, load_image_folder
 from revprop.datasets.images import ImageData, Split
 from revprop.datasets.made import MADE, load_made
+from revprop.datasets.motion_blur import load_n_mnist, motion_blurred
+from revprop.datasets.spherical import load_spherical, made_spherical
 from revprop.datasets.tiny_imagenet import load_tiny_imagenet
 from revprop.errors import near_matches
 
@@ -35,8 +37,12 @@ __all__ = [
     "load_idx_folder",
     "load_image_folder",
     "load_made",
+    "load_n_mnist",
     "load_npz",
+    "load_spherical",
     "load_tiny_imagenet",
+    "made_spherical",
+    "motion_blurred",
     "read_idx",
 ]
 

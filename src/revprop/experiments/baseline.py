@@ -254,9 +254,10 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def _flat(epoch: dict[str, Any]) -> dict[str, Any]:
-    losses = epoch.pop("losses")
+    losses, observed = epoch.pop("losses"), epoch.pop("observed")
     return {
         **epoch,
+        **observed,
         "loss": losses.get("loss"),
         "classification_loss": losses.get("classification"),
         "reconstruction_loss": losses.get("reconstruction"),

@@ -302,6 +302,12 @@ def _collect() -> Mapping[str, Experiment]:
         found[f"adjoint/table{number}"] = Experiment(partial(maps.table, number), maps.run)
     for number in range(6, 12):
         found[f"adjoint/figure{number}"] = Experiment(partial(maps.figure, number), maps.run)
+    racecar = importlib.import_module("revprop.experiments.racecar_tables")  # as well
+    study = importlib.import_module("revprop.experiments.racecar_study")
+    for number in racecar.TABLES:
+        found[f"racecar/table{number}"] = Experiment(partial(racecar.table, number), study.run)
+    for number in racecar.FIGURES:
+        found[f"racecar/figure{number}"] = Experiment(partial(racecar.figure, number), study.run)
     for name, paper in (("cifar10", reconstruction_quality.CIFAR10), ("resnet20", reconstruction_quality.RESNET20)):
         found[f"design/{name}"] = Experiment(partial(_quality, paper), _run_quality)
     return found

@@ -1,0 +1,91 @@
+"""What the racecar study measures of a network: the input that its reverse pass gives back, and the information in its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from revprop.experiments.baseline import Data
+from revprop.racecar import Racecar
+from revprop.training import Epoch
+
+__all__ = ["observed_epochs", "plane_of", "plane_points", "reconstruction"]
+
+BINS = 30  # of a unit's range, as Shwartz-Ziv and Tishby (2017) took them
+POINTS = 24  # epochs in an information plane
+
+
+def reconstruction(model: nn.Module, x: Tensor, layers: int, chunk: int = 500) -> tuple[float, Tensor, Tensor]:
+    """What the reverse pass gives back of inputs, through the first so many layers.
+
+    Args:
+        model: in eval mode. x: (n, ...). layers: learned layers from the first on. chunk: inputs at once.
+
+    Returns:
+        |I' - I| / |I| over all of ``x``; the first chunk of I, and of I'.
+    """
+    reverse = Racecar(model, x[:2], layers=layers, weight=1.0)
+    apart = size = 0.0
+    first: Tensor | None = None
+    for part in x.split(chunk):
+        back = reverse.regenerate(part)["input"]
+        apart += float((back - part).double().square().sum())
+        size += float(part.double().square().sum())
+        first = back if first is None else first
+    assert first is not None
+    return (apart / size) ** 0.5, x[:chunk], first
+
+
+def observed_epochs(epochs: int) -> frozenset[int]:
+    """Those at which the information is measured: 0, the last, and at most so many between, as far apart as their logarithms.
+
+    >>> sorted(observed_epochs(5))
+    [0, 1, 2, 3, 4, 5]
+    """
+    steps = [round((epochs + 1) ** (i / (POINTS - 1))) - 1 for i in range(POINTS)]
+    return frozenset([0, epochs, *(step for step in steps if 0 <= step <= epochs)])
+
+
+def plane_of(model: nn.Module, data: Data) -> dict[str, float]:
+    """I(X; L) and I(L; Y) in bits of the output of every block of a network that ends in tanh, over all patterns.
+
+    Every pattern is there once and has one label: with L in bins, I(X; L) = H(L) and I(L; Y) = H(L) - H(L | Y).
+
+    Returns:
+        under "x.<block>" and "y.<block>".
+    """
+    place = next(model.parameters()).device
+    features = torch.cat((data.train[0], data.test[0])).to(place)
+    labels = torch.cat((data.train[1], data.test[1])).to(place)
+    found = {}
+    with torch.no_grad():
+        for name, block in model.named_children():
+            features = block(features)
+            cells = ((features + 1) * (BINS / 2)).floor().clamp(0, BINS - 1)
+            _, places = cells.unique(dim=0, return_inverse=True)
+            whole = _entropy(places)
+            parts = [places[labels == label] for label in labels.unique()]
+            within = sum(len(part) / len(labels) * _entropy(part) for part in parts)
+            found |= {f"x.{name}": whole, f"y.{name}": whole - within}
+    return found
+
+
+def _entropy(values: Tensor) -> float:
+    """Of how often each of some whole numbers is there, in bits."""
+    counts = values.bincount().double()
+    chances = counts[counts > 0] / len(values)
+    return float(-(chances * chances.log2()).sum())
+
+
+def plane_points(history: Sequence[Epoch]) -> list[dict[str, object]]:
+    """The information as rows keep it: per epoch measured, [I(X; L), I(L; Y)] of every layer."""
+    return [
+        {
+            "epoch": e.epoch,
+            "layers": {name[2:]: [value, e.observed[f"y.{name[2:]}"]] for name, value in e.observed.items() if name[0] == "x"},
+        }
+        for e in history
+        if e.observed
+    ]
