@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from revprop.datasets import ImageData, load_idx_folder, load_npz
 from revprop.folding import fold
 from revprop.graph import trace
-from revprop.networks import NETWORKS, ConvNet, load_network, load_weights
+from revprop.networks import NETWORKS, ConvNet, load_network, load_weights, racecar
 from revprop.networks.adjoint_back_map import FixupBlock, FixupResNet20, PooledShortcut
 from revprop.networks.resnet import CifarResNet, ZeroPadShortcut, resnet18
 from revprop.networks.vit import EncoderBlock, SelfAttention, VisionTransformer
@@ -411,3 +411,56 @@ def test_load_weights_refuses_and_loads_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no weights file .*absent\.pt"):
         load_weights(net, tmp_path / "absent.pt")
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+# -- the networks of the racecar paper --------------------------------------------------------------
+
+RACECAR = {  # Tables 7, 9 and 11: parameters block by block; batch norm has two for each channel
+    "racecar-bits": ((12,), [130, 77, 40, 24, 15, 8], 2),
+    "racecar-mnist": ((1, 28, 28), [640, 36928, 577, 500], 10),
+    "racecar-cifar-narrow": (
+        (3, 32, 32),
+        [
+            *(9 * c * k + 3 * k for c, k in [(3, 16), (16, 16), (16, 32), (32, 32), (32, 64), (64, 64), (64, 64)]),
+            *(9 * c * 128 + 3 * 128 for c in (64, 128, 128, 128, 128, 128)),
+            *(c * k + 3 * k for c, k in [(512, 1024), (1024, 1024), (1024, 10)]),
+        ],
+        10,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RACECAR)
+def test_racecar_networks(name: str) -> None:
+    shape, counts, classes = RACECAR[name]
+    net = NETWORKS[name](seed=0)
+    assert [count(block) for block in net.children()] == counts
+    assert sum(counts) == {"racecar-bits": 294, "racecar-mnist": 38645}.get(name, sum(counts))
+    with torch.no_grad():
+        assert net(torch.rand(2, *shape)).shape == (2, classes)
+
+
+def test_the_racecar_mnist_network_is_table_9() -> None:
+    net = NETWORKS["racecar-mnist"](seed=0).double()
+    x = torch.rand(3, 1, 28, 28, dtype=torch.float64)
+    w = net.state_dict()
+    a = torch.max_pool2d(torch.conv2d(x, w["conv1.0.weight"], w["conv1.0.bias"], padding=1).relu(), 2)
+    a = torch.max_pool2d(torch.conv2d(a, w["conv2.0.weight"], w["conv2.0.bias"], padding=1).relu(), 2)
+    a = torch.conv2d(a, w["conv3.0.weight"], w["conv3.0.bias"], padding=1).relu()
+    expected = a.reshape(3, 49) @ w["fc1.0.weight"].T + w["fc1.0.bias"]
+    torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_order_of_table_11_and_table_16() -> None:
+    kinds = [[type(part).__name__ for part in block] for block in racecar.cifar(seed=0, width=4).children()]  # type: ignore[attr-defined]
+    plain, pooled = ["Conv2d", "BatchNorm2d", "ReLU"], ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
+    convolutions = [pooled if i in (2, 4, 7, 10) else plain for i in range(1, 14)]
+    assert kinds == [*convolutions, *[["Linear", "BatchNorm1d", "ReLU"]] * 3]
+    with torch.device("meta"):
+        vgg = racecar.vgg19()
+        assert vgg(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
+    assert [name for name, block in vgg.named_children() if isinstance(block[-1], nn.MaxPool2d)] == [  # type: ignore[index]
+        f"conv{i}" for i in (2, 4, 8, 12, 16)
+    ]
+    with pytest.raises(ValueError, match="width"):
+        racecar.cifar(width=0)

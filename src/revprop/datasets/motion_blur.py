@@ -88,11 +88,11 @@ def load_n_mnist(path: str | Path) -> Split:
         FileNotFoundError: there is no such file.
         ValueError: it is no such file; the message says what was expected.
     """
-    from scipy.io import loadmat  # here: only those who have the file need it
+    from scipy.io import loadmat, matlab  # here: only those who have the file need it
 
     try:
         found = loadmat(str(path))
-    except (ValueError, NotImplementedError, TypeError) as error:
+    except (ValueError, NotImplementedError, TypeError, matlab.MatReadError) as error:
         raise ValueError(f"{path}: expected a MATLAB file, found none that can be read ({error})") from error
     arrays = []
     for part in ("train", "test"):

@@ -30,7 +30,12 @@ def load_spherical(path: str | Path) -> tuple[Tensor, Tensor]:
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: expected an .npz file with the arrays x and y, found none ({error})") from error
     x, y = found["x"], found["y"]
-    if x.shape != (2**BITS, BITS) or y.shape != (2**BITS,) or not np.isin(x, (0, 1)).all() or not np.isin(y, (0, 1)).all():
+    if (
+        x.shape != (2**BITS, BITS)
+        or y.shape != (2**BITS,)
+        or not np.isin(x, (0, 1)).all()
+        or not np.isin(y, (0, 1)).all()
+    ):
         given = f"{x.dtype} {x.shape} and {y.dtype} {y.shape}"
         raise ValueError(f"{path}: expected 0 and 1 as x (4096, 12) and y (4096,), found {given}")
     if len(np.unique(x, axis=0)) != 2**BITS:
@@ -51,12 +56,7 @@ def made_spherical() -> tuple[Tensor, Tensor]:
     """
     golden = (1 + 5**0.5) / 2
     corners = torch.tensor(
-        [
-            [float(v) for v in np.roll([0.0, a, b * golden], turn)]
-            for turn in range(3)
-            for a in (-1, 1)
-            for b in (-1, 1)
-        ]
+        [[float(v) for v in np.roll([0.0, a, b * golden], turn)] for turn in range(3) for a in (-1, 1) for b in (-1, 1)]
     )
     numbers = torch.arange(2**BITS)
     patterns = (numbers[:, None] >> torch.arange(BITS) & 1).float()

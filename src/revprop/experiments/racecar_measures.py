@@ -84,7 +84,9 @@ def plane_points(history: Sequence[Epoch]) -> list[dict[str, object]]:
     return [
         {
             "epoch": e.epoch,
-            "layers": {name[2:]: [value, e.observed[f"y.{name[2:]}"]] for name, value in e.observed.items() if name[0] == "x"},
+            "layers": {
+                name[2:]: [value, e.observed[f"y.{name[2:]}"]] for name, value in e.observed.items() if name[0] == "x"
+            },
         }
         for e in history
         if e.observed

@@ -121,7 +121,7 @@ def _bits(scale: str, ways: Sequence[str]) -> RacecarStudy:
 
 def _mnist(scale: str, ways: Sequence[str]) -> RacecarStudy:
     """MNIST, then the same with motion blur."""
-    source, target, words = "made:mnist", "made:mnist, motion blur", "made images of the right shape, 1 epoch"
+    source, target, words = "made:mnist", "made:mnist, motion blur", "made images of the right shape, 3 epochs"
     if scale != "smoke":
         source, _ = _at_hand(("mnist", ""))
         target, words = _at_hand(("n-mnist", ""), ("mnist, motion blur", "motion-blurred MNIST stands in for n-MNIST"))
@@ -132,7 +132,7 @@ def _mnist(scale: str, ways: Sequence[str]) -> RacecarStudy:
         fewer = f"{samples:,} training images, {', '.join(map(str, counts))} epochs (A, AA, AB, B), learning rate 5e-4 in phase II"
         words = ", ".join(part for part in (words, fewer) if part)
     if scale == "smoke":
-        counts, samples = (1, 1, 1, 1), 128
+        counts, rates, samples = (3, 3, 3, 3), (1e-3, 1e-3, 1e-3, 1e-3), 128
     return RacecarStudy(
         "mnist",
         "racecar-mnist",
@@ -141,7 +141,7 @@ def _mnist(scale: str, ways: Sequence[str]) -> RacecarStudy:
         3,
         _ways(ways, 3, 1e-5),
         tuple(Schedule(count, rate) for count, rate in zip(counts, rates, strict=True)),
-        batch_size=64,
+        batch_size=32 if scale == "smoke" else 64,
         samples=samples,
         test_samples=100 if scale == "smoke" else None,
         measure_every=20 if scale == "paper" else max(counts),

@@ -15,6 +15,7 @@ from revprop.report.figures import deviation_bars, discrepancy_maps, figure_to_s
 from revprop.report.grid import Grid, split_by_study
 from revprop.report.page import Section, write_page
 from revprop.report.post_training_sections import accuracy_tables, post_training_sections
+from revprop.report.racecar_sections import racecar_sections
 from revprop.report.tables import Table, diagnosis_table
 from revprop.report.verdict import headline
 from revprop.runs import RunStore, write_atomically
@@ -29,6 +30,10 @@ REPAIRED = (
 )
 EXPLAINED = (
     "revprop finds the linear functional on the input and the biases that a unit of a trained network is, exactly."
+)
+REGULARISED = (
+    "revprop trains a network with its own reverse pass, so that its features keep the input, and shows what that does to what it "
+    "learns next."
 )
 
 
@@ -61,8 +66,8 @@ def write_report(
         for row in RunStore(folder / "baselines").rows()
         if (row["settings"].get("network"), row["settings"].get("data")) in reported
     ]
-    explained = all(row["settings"].get("kind") in ("adjoint", "baseline") for row in rows)
-    lead = [EXPLAINED if explained else REPAIRED]
+    kinds = {row["settings"].get("kind") for row in rows}
+    lead = [REGULARISED if kinds == {"racecar"} else EXPLAINED if kinds <= {"adjoint", "baseline"} else REPAIRED]
     tables = [study for study in split_by_study(rows) if not study[0]["settings"].get("study")]
     lead += [text for study in tables if (text := headline(Grid.of(study)))]
     return write_page(
@@ -132,7 +137,7 @@ def study_tables(rows: Sequence[Row]) -> list[Table]:
         )
         for table in section.tables
     ]
-    others = [*study_figures.sections(rows, False), *adjoint_sections(rows, False)]
+    others = [*study_figures.sections(rows, False), *adjoint_sections(rows, False), *racecar_sections(rows, False)]
     return [*cells, *ablations, *(table for section in others for table in section.tables)]
 
 
@@ -172,8 +177,8 @@ def reconstruction_table(rows: Sequence[Row]) -> Table:
 
 def _sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
     figures = study_figures.sections(rows, draw)
-    units = adjoint_sections(rows, draw)
-    return [*_diagnoses(rows), *_reconstructions(rows), *post_training_sections(rows, draw), *figures, *units]
+    others = [*adjoint_sections(rows, draw), *racecar_sections(rows, draw)]
+    return [*_diagnoses(rows), *_reconstructions(rows), *post_training_sections(rows, draw), *figures, *others]
 
 
 def _diagnoses(rows: Sequence[Row]) -> list[Section]:
