@@ -9,6 +9,7 @@ from revprop.embedding import embed_labels
 from revprop.errors import ExportError, NonFiniteError, UnsupportedOperatorError
 from revprop.folding import fold
 from revprop.graph import Graph, trace
+from revprop.orthogonality import Orthogonality
 from revprop.post_training import PostTraining, post_train
 from revprop.reconstruction import Reconstruction, reconstruct
 from revprop.reverse import check
@@ -27,6 +28,7 @@ __all__ = [
     "Hypersurface",
     "MultiLabel",
     "NonFiniteError",
+    "Orthogonality",
     "PostTraining",
     "Reconstruction",
     "Regression",
