@@ -9,6 +9,7 @@ from revprop.embedding import embed_labels
 from revprop.errors import ExportError, NonFiniteError, UnsupportedOperatorError
 from revprop.folding import fold
 from revprop.graph import Graph, trace
+from revprop.information import InformationPlane, information_plane, mutual_information
 from revprop.orthogonality import Orthogonality
 from revprop.post_training import PostTraining, post_train
 from revprop.reconstruction import Reconstruction, reconstruct
@@ -26,6 +27,7 @@ __all__ = [
     "ExportError",
     "Graph",
     "Hypersurface",
+    "InformationPlane",
     "MultiLabel",
     "NonFiniteError",
     "Orthogonality",
@@ -41,6 +43,8 @@ __all__ = [
     "embed_labels",
     "fold",
     "hypersurface",
+    "information_plane",
+    "mutual_information",
     "post_train",
     "reconstruct",
     "trace",
