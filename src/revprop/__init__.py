@@ -14,6 +14,7 @@ from revprop.orthogonality import Orthogonality
 from revprop.post_training import PostTraining, post_train
 from revprop.reconstruction import Reconstruction, reconstruct
 from revprop.reverse import check
+from revprop.spectrum import Spectrum, spectrum
 from revprop.tasks import Classification, MultiLabel, Regression
 from revprop.training import Training, TrainingDivergedError, train_baseline
 
@@ -34,6 +35,7 @@ __all__ = [
     "PostTraining",
     "Reconstruction",
     "Regression",
+    "Spectrum",
     "Training",
     "TrainingDivergedError",
     "UnsupportedOperatorError",
@@ -47,6 +49,7 @@ __all__ = [
     "mutual_information",
     "post_train",
     "reconstruct",
+    "spectrum",
     "trace",
     "train_baseline",
 ]
