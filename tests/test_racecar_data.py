@@ -114,5 +114,5 @@ def test_changed_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         load_task("made:mnist, motion blurr")
     monkeypatch.setenv("REVPROP_DATA", str(tmp_path))
     assert find_task(racecar_data.SPHERICAL) is None
-    with pytest.raises(FileNotFoundError, match="spherical_12bit.npz"):
+    with pytest.raises(FileNotFoundError, match=r"spherical_12bit\.npz"):
         load_task(racecar_data.SPHERICAL)

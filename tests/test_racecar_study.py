@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from training_cases import run_and_kill
 
+import revprop
 from revprop.experiments import racecar_study, racecar_tables
 from revprop.experiments.baseline import Data, build_network
 from revprop.experiments.catalogue import CATALOGUE, settings_of
@@ -149,7 +150,7 @@ class Copies(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.all, self.two, self.one = nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(2, 1)
+        self.all, self.two, self.one = nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(2, 1)  # values in (-1, 1)
         with torch.no_grad():
             for layer in (self.all, self.two):
                 layer.weight.copy_(torch.eye(3)[: len(layer.weight)])
@@ -157,19 +158,23 @@ class Copies(nn.Module):
             self.one.weight.copy_(torch.tensor([[0.5, 0.25]]))
             self.one.bias.zero_()
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(self.two(self.all(x)))
+
 
 def test_the_information_of_known_layers() -> None:
     x = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5])] * 3)
     y = (x[:, 0] > 0).long()
     data = Data((x[:5], y[:5]), (x[5:], y[5:]), ("0", "1"))
-    found = plane_of(Copies(), data)
+    graph = revprop.trace(Copies(), x)
+    found = plane_of(graph, data)
     assert found["x.all"] == pytest.approx(3)
     assert found["x.two"] == pytest.approx(2)
     assert found["x.one"] == pytest.approx(2)
     assert found["y.all"] == pytest.approx(1)
     assert found["y.one"] == pytest.approx(1)
     parity = ((x > 0).sum(1) % 2).long()
-    of_parity = plane_of(Copies(), Data((x[:5], parity[:5]), (x[5:], parity[5:]), ("0", "1")))
+    of_parity = plane_of(graph, Data((x[:5], parity[:5]), (x[5:], parity[5:]), ("0", "1")))
     assert of_parity["y.all"] == pytest.approx(1)
     assert of_parity["y.two"] == pytest.approx(0, abs=1e-12)
 

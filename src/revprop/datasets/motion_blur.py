@@ -79,7 +79,8 @@ def motion_blurred(data: ImageData, length: float = 5, angle: float = 15) -> Ima
 
 
 def load_n_mnist(path: str | Path) -> Split:
-    """Load n-MNIST as it is published: a MATLAB file with ``train_x`` (60000, 784), ``train_y`` (60000, 10) and the same of ``test``.
+    """Load n-MNIST as it is published: a MATLAB file with ``train_x`` (60000, 784), ``train_y`` (60000, 10) and the same of
+    ``test``.
 
     Returns:
         images of 1x28x28, row by row; labels where the one-hot rows have their 1.

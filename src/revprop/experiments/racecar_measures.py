@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from revprop.experiments.baseline import Data
+from revprop.graph import Graph
+from revprop.information import information_plane
 from revprop.racecar import Racecar
 from revprop.training import Epoch
 
@@ -17,11 +19,11 @@ BINS = 30  # of a unit's range, as Shwartz-Ziv and Tishby (2017) took them
 POINTS = 24  # epochs in an information plane
 
 
-def reconstruction(model: nn.Module, x: Tensor, layers: int, chunk: int = 500) -> tuple[float, Tensor, Tensor]:
+def reconstruction(model: nn.Module | Graph, x: Tensor, layers: int, chunk: int = 500) -> tuple[float, Tensor, Tensor]:
     """What the reverse pass gives back of inputs, through the first so many layers.
 
     Args:
-        model: in eval mode. x: (n, ...). layers: learned layers from the first on. chunk: inputs at once.
+        model: in eval mode, or its graph. x: (n, ...). layers: learned layers from the first on. chunk: inputs at once.
 
     Returns:
         |I' - I| / |I| over all of ``x``; the first chunk of I, and of I'.
@@ -48,35 +50,17 @@ def observed_epochs(epochs: int) -> frozenset[int]:
     return frozenset([0, epochs, *(step for step in steps if 0 <= step <= epochs)])
 
 
-def plane_of(model: nn.Module, data: Data) -> dict[str, float]:
-    """I(X; L) and I(L; Y) in bits of the output of every block of a network that ends in tanh, over all patterns.
-
-    Every pattern is there once and has one label: with L in bins, I(X; L) = H(L) and I(L; Y) = H(L) - H(L | Y).
+def plane_of(graph: Graph, data: Data) -> dict[str, float]:
+    """I(X; L) and I(L; Y) in bits of the output of every block of a traced network, over all inputs of a task.
 
     Returns:
         under "x.<block>" and "y.<block>".
     """
-    place = next(model.parameters()).device
-    features = torch.cat((data.train[0], data.test[0])).to(place)
-    labels = torch.cat((data.train[1], data.test[1])).to(place)
-    found = {}
-    with torch.no_grad():
-        for name, block in model.named_children():
-            features = block(features)
-            cells = ((features + 1) * (BINS / 2)).floor().clamp(0, BINS - 1)
-            _, places = cells.unique(dim=0, return_inverse=True)
-            whole = _entropy(places)
-            parts = [places[labels == label] for label in labels.unique()]
-            within = sum(len(part) / len(labels) * _entropy(part) for part in parts)
-            found |= {f"x.{name}": whole, f"y.{name}": whole - within}
-    return found
-
-
-def _entropy(values: Tensor) -> float:
-    """Of how often each of some whole numbers is there, in bits."""
-    counts = values.bincount().double()
-    chances = counts[counts > 0] / len(values)
-    return float(-(chances * chances.log2()).sum())
+    place = next(graph.model.parameters()).device
+    x, y = (torch.cat((data.train[i], data.test[i])).to(place) for i in (0, 1))
+    blocks = [name for name, _ in graph.model.named_children()]
+    points = information_plane(graph, x, y, blocks, BINS).points
+    return {f"x.{p.layer}": p.input_bits for p in points} | {f"y.{p.layer}": p.label_bits for p in points}
 
 
 def plane_points(history: Sequence[Epoch]) -> list[dict[str, object]]:

@@ -22,9 +22,10 @@ from revprop.errors import near_matches
 from revprop.experiments.baseline import Data, build_network, save_weights
 from revprop.experiments.racecar_data import load_task
 from revprop.experiments.racecar_measures import observed_epochs, plane_of, plane_points, reconstruction
+from revprop.graph import Graph, trace
 from revprop.networks import load_weights
-from revprop.racecar import Racecar
 from revprop.orthogonality import Orthogonality
+from revprop.racecar import Racecar
 from revprop.recipe import Recipe
 from revprop.runs import Row, RunStore
 from revprop.sweep import Task, sweep
@@ -258,8 +259,8 @@ def train_phase(one: _Run) -> dict[str, Any]:
         measure_every=study.measure_every,
     )
     model = _started(one, data).to(training.fabric().device)
-    way = one.way if one.phase == "A" else PhaseOneWay("plain")
-    penalised = _penalised(way, model, data.train[0][:2], one.seed)
+    graph = trace(model, data.train[0][:2].to(next(model.parameters()).device))
+    penalised = _Penalised(one.way if one.phase == "A" else PhaseOneWay("plain"), graph, one.seed)
     chosen = observed_epochs(schedule.epochs) if study.planes else frozenset[int]()
 
     def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -274,11 +275,14 @@ def train_phase(one: _Run) -> dict[str, Any]:
 
     def observe(epoch: int) -> Mapping[str, float]:
         model.eval()
-        return plane_of(model, data) if epoch in chosen else {}
+        return plane_of(graph, data) if epoch in chosen else {}
 
     identity = json.loads(json.dumps(one.settings))
-    history = fit(model, data.train, loss, training, evaluate, identity, f"{one.way.name} {one.phase}", None, observe)
-    row = _row(one, model.cpu().eval(), data, history.history)
+    history = fit(
+        model, data.train, loss, training, evaluate, identity, f"{one.way.name} {one.phase}", penalised.begin, observe
+    )
+    model.cpu().eval()
+    row = _row(one, graph, data, history.history)
     if one.phase == "A":
         save_weights(model, one.weights)
     shutil.rmtree(checkpoint, ignore_errors=True)
@@ -298,25 +302,31 @@ def _started(one: _Run, data: Data) -> nn.Module:
     return trained
 
 
-Penalised = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor | None]]
+class _Penalised:
+    """The outputs of a network for a batch, and the penalty of a way; None where it has none."""
+
+    def __init__(self, way: PhaseOneWay, graph: Graph, seed: int) -> None:
+        self.way, self.graph, self.seed = way, graph, seed
+        self.penalty: Racecar | Orthogonality | None = None
+
+    def begin(self, epoch: int) -> None:
+        """Draws (of a share, of power iteration's vectors) are by the epoch: one that is continued draws as one that was not."""
+        seed = 1_000_003 * self.seed + epoch
+        way = self.way
+        if way.layers and (self.penalty is None or way.share < 1):
+            self.penalty = Racecar(self.graph, layers=way.layers, weight=way.weight, share=way.share, seed=seed)
+        elif way.orthogonality:
+            self.penalty = Orthogonality(self.graph.model, weight=way.orthogonality, seed=seed)
+
+    def __call__(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.penalty, Racecar):
+            return self.penalty.with_output(x)
+        return module(x), None if self.penalty is None else self.penalty()
 
 
-def _penalised(way: PhaseOneWay, model: nn.Module, example: Tensor, seed: int) -> Penalised:
-    """What gives the outputs for a batch, and the penalty of the way."""
-    if way.layers:
-        weight = way.weight if isinstance(way.weight, float) else list(way.weight)
-        place = next(model.parameters()).device
-        racecar = Racecar(model, example.to(place), layers=way.layers, weight=weight, share=way.share, seed=seed)
-        return lambda module, x: racecar.with_output(x)
-    if way.orthogonality:
-        orthogonality = Orthogonality(model, weight=way.orthogonality)
-        return lambda module, x: (module(x), orthogonality())
-    return lambda module, x: (module(x), None)
-
-
-def _row(one: _Run, model: nn.Module, data: Data, history: list[Epoch]) -> dict[str, Any]:
+def _row(one: _Run, graph: Graph, data: Data, history: list[Epoch]) -> dict[str, Any]:
     study = one.study
-    error, original, regenerated = reconstruction(model, data.test[0][:MEASURED], study.layers)
+    error, original, regenerated = reconstruction(graph, data.test[0][:MEASURED], study.layers)
     wanted = study.pictures if one.phase == "A" and one.seed == study.seeds[0] else 0
     pictures = {
         name: (255 * part[:wanted]).round().clamp(0, 255).to(torch.uint8)
@@ -327,7 +337,7 @@ def _row(one: _Run, model: nn.Module, data: Data, history: list[Epoch]) -> dict[
         "accuracy": history[-1].accuracy,
         "error": error if math.isfinite(error) else None,
         "seconds": sum(e.seconds for e in history),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in graph.model.parameters()),
         "history": epochs,
         **({"information": plane_points(history)} if study.planes else {}),
         **({"pictures": pictures} if wanted else {}),

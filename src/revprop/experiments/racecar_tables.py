@@ -162,7 +162,8 @@ def _cifar(scale: str, ways: Sequence[str]) -> RacecarStudy:
         # the optimizer is not told; with these rates, gradient descent
         phase = Schedule(180, 0.1, Recipe("sgd", ((80, 0.1), (40, 0.01), (60, 0.001))))
         transfer = Schedule(50, 0.1, Recipe("sgd"))
-        schedules, samples, network = (phase, phase, transfer, transfer), None, "racecar-cifar"
+        schedules: tuple[Schedule, ...] = (phase, phase, transfer, transfer)
+        samples, network = None, "racecar-cifar"
     else:
         counts = (1, 1, 1, 1) if scale == "smoke" else (6, 6, 6, 6)
         schedules = tuple(Schedule(count, 2e-3, Recipe(one_cycle=True)) for count in counts)

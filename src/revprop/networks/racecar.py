@@ -19,7 +19,7 @@ VGG19_CHANNELS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 
 
 class RacecarNet(nn.Module):
-    """A chain of blocks ``conv1``, ``conv2``, ..., ``fc1``, ``fc2``, ..., each an ``nn.Sequential`` whose first part has the weights.
+    """A chain of blocks ``conv1``, ``conv2``, ..., ``fc1``, ``fc2``, ..., each an ``nn.Sequential``.
 
     Example:
         >>> net = bits(seed=0)

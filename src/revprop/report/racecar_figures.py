@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from revprop.report.aggregation import Row
 from revprop.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, figure_style, fix_layout
 
-__all__ = ["accuracy_chart", "information_planes", "regenerated_inputs"]
+__all__ = ["accuracy_chart", "plane_grid", "regenerated_inputs"]
 
 # the paper's colours: yellow for plain training, green for racecar, blue for orthogonality
 COLOURS = {"Std": ORANGE, "Ort": BLUE, "RR1": PURPLE, "RR": GREEN}
@@ -24,7 +24,8 @@ def accuracy_chart(
     """Draw the accuracies of ways and phases, as Figure 6 does: each run a dot, their mean a line, the published mean a cross.
 
     Args:
-        found: by the name of the training, its runs' accuracies in percent; at least one. published: the same of the paper, or none.
+        found: by the name of the training, its runs' accuracies in percent; at least one. published: the same of the paper, or
+            none.
         title: what is shown.
     """
     with figure_style():
@@ -75,7 +76,7 @@ def regenerated_inputs(rows: Mapping[str, Row], title: str) -> Figure:
     return figure
 
 
-def information_planes(rows: Mapping[str, Row], title: str) -> Figure:
+def plane_grid(rows: Mapping[str, Row], title: str) -> Figure:
     """Draw the information planes of some trainings: I(X; L) and I(L; Y) of every layer, from black (start) to yellow (end).
 
     Args:

@@ -11,7 +11,7 @@ from revprop.report.comparison import Paired, compare, correct
 from revprop.report.numerals import mean_and_spread, p_value, signed, with_interval
 from revprop.report.page import Section
 from revprop.report.published import PUBLISHED_RACECAR
-from revprop.report.racecar_figures import accuracy_chart, information_planes, regenerated_inputs
+from revprop.report.racecar_figures import accuracy_chart, plane_grid, regenerated_inputs
 from revprop.report.tables import Cell, Table
 
 __all__ = ["racecar_sections"]
@@ -72,12 +72,10 @@ def _section(rows: Sequence[Row], draw: bool) -> Section:
                 for (way, of), found in runs.items()
                 if of == phase and found[0].get("information")
             }
-            figures += (
-                [information_planes(planes, f"{PLANES[phase]}: information planes, phase {phase}")] if planes else []
-            )
+            figures += [plane_grid(planes, f"{PLANES[phase]}: information planes, phase {phase}")] if planes else []
     return Section(
         f"Racecar training, {title}: {' and '.join(there)}",
-        f"Phase I (A) trains {settings['network']} with the penalty of its way: none (Std), SRIP (Ort), the whole reverse pass (RR) "
+        f"Phase I (A) trains {settings['network']} with its way's penalty: none (Std), SRIP (Ort), the whole reverse pass (RR) "
         "or the whole reverse pass of which only the regenerated input counts (RR1). Phase II goes on without it, for task A (AA) "
         f"or B (AB); Std_B is task B from scratch. {'; '.join(tasks)}. {len(seeds)} seed{'s' if len(seeds) > 1 else ''}."
         + (f" Not as published: {settings['reduced']}." if settings["reduced"] else ""),
