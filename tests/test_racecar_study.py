@@ -36,7 +36,8 @@ def bits(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     folder = tmp_path_factory.mktemp("digits")
-    study = replace(settings_of("racecar/table3", "smoke"), phases=PHASES, samples=32, test_samples=20)
+    study = settings_of("racecar/table3", "smoke", ways=("rr",))
+    study = replace(study, phases=PHASES, samples=32, test_samples=20)
     return folder, study, run(study, folder, "cpu", workers=1)
 
 
@@ -45,8 +46,8 @@ def by_name(rows: list[Row], seed: int = 0) -> dict[tuple[str, str], Row]:
 
 
 def test_every_phase_of_every_way_has_a_row(bits: Smoke, digits: Smoke) -> None:
-    for (_, study, rows), ways in ((bits, 2), (digits, 4)):
-        assert len(rows) == len(study.seeds) * (3 * ways + 1)
+    for _, study, rows in (bits, digits):
+        assert len(rows) == 7 * len(study.seeds)
         for row in rows:
             epochs = study.schedule(row["settings"]["phase"]).epochs
             assert [e["epoch"] for e in row["history"]] == list(range(epochs + 1))
@@ -119,7 +120,7 @@ def train_in_a_process(folder: Path) -> None:
 def _long() -> RacecarStudy:
     study = settings_of("racecar/table1", "smoke", ways=("rr", "rr-share"))
     ways = tuple(way for way in study.ways if way.name in KILLED)
-    return replace(study, ways=ways, schedules=(Schedule(40, 0.004),) * 4, passes=2)
+    return replace(study, ways=ways, phases=("A", "AA"), schedules=(Schedule(40, 0.004),) * 4, passes=2)
 
 
 def numbers(rows: list[Row]) -> list[Any]:
@@ -259,4 +260,4 @@ def test_the_report_holds_them_against_the_paper(bits: Smoke, digits: Smoke, tmp
     assert names == ["1-accuracy.svg", "2-regenerated-inputs.svg"]
     pictures = by_name(digits[2])["RR", "A"]["pictures"]
     assert torch.tensor(pictures["regenerated"]).shape == torch.tensor(pictures["original"]).shape == (8, 1, 28, 28)
-    assert [row["settings"]["phase"] for row in digits[2] if "pictures" in row] == ["A"] * 4
+    assert [row["settings"]["phase"] for row in digits[2] if "pictures" in row] == ["A"] * 2
