@@ -128,7 +128,7 @@ def _mnist(scale: str, ways: Sequence[str]) -> RacecarStudy:
     counts, rates = (100, 400, 700, 700), (1e-3, 1e-4, 1e-4, 1e-4)
     samples: int | None = 55_000
     if scale == "reduced":
-        counts, rates, samples = (12, 10, 20, 20), (1e-3, 5e-4, 5e-4, 5e-4), 3_000
+        counts, rates, samples = (10, 8, 14, 14), (1e-3, 5e-4, 5e-4, 5e-4), 3_000
         fewer = f"{samples:,} training images, {', '.join(map(str, counts))} epochs (A, AA, AB, B), learning rate 5e-4 in phase II"
         words = ", ".join(part for part in (words, fewer) if part)
     if scale == "smoke":
@@ -143,7 +143,7 @@ def _mnist(scale: str, ways: Sequence[str]) -> RacecarStudy:
         tuple(Schedule(count, rate) for count, rate in zip(counts, rates, strict=True)),
         batch_size=32 if scale == "smoke" else 64,
         samples=samples,
-        test_samples=100 if scale == "smoke" else None,
+        test_samples={"smoke": 100, "reduced": 5_000, "paper": None}[scale],
         measure_every=20 if scale == "paper" else max(counts),
         pictures=8,
         reduced=words,
@@ -165,7 +165,7 @@ def _cifar(scale: str, ways: Sequence[str]) -> RacecarStudy:
         schedules: tuple[Schedule, ...] = (phase, phase, transfer, transfer)
         samples, network = None, "racecar-cifar"
     else:
-        counts = (1, 1, 1, 1) if scale == "smoke" else (6, 6, 6, 6)
+        counts = (1, 1, 1, 1) if scale == "smoke" else (8, 8, 8, 8)
         schedules = tuple(Schedule(count, 2e-3, Recipe(one_cycle=True)) for count in counts)
         samples, network = (64 if scale == "smoke" else 4_000), "racecar-cifar-narrow"
         if scale == "reduced":
