@@ -13,7 +13,7 @@ from revprop.information import information_plane
 from revprop.racecar import Racecar
 from revprop.training import Epoch
 
-__all__ = ["observed_epochs", "plane_of", "plane_points", "reconstruction"]
+__all__ = ["observed_epochs", "plane_of", "plane_rows", "reconstruction"]
 
 BINS = 30  # of a unit's range, as Shwartz-Ziv and Tishby (2017) took them
 POINTS = 24  # epochs in an information plane
@@ -63,15 +63,16 @@ def plane_of(graph: Graph, data: Data) -> dict[str, float]:
     return {f"x.{p.layer}": p.input_bits for p in points} | {f"y.{p.layer}": p.label_bits for p in points}
 
 
-def plane_points(history: Sequence[Epoch]) -> list[dict[str, object]]:
-    """The information as rows keep it: per epoch measured, [I(X; L), I(L; Y)] of every layer."""
+def plane_rows(history: Sequence[Epoch]) -> list[dict[str, object]]:
+    """The information as rows keep it, in the form of :meth:`revprop.InformationPlane.rows`."""
     return [
         {
+            "layer": name[2:],
             "epoch": e.epoch,
-            "layers": {
-                name[2:]: [value, e.observed[f"y.{name[2:]}"]] for name, value in e.observed.items() if name[0] == "x"
-            },
+            "input_bits": value,
+            "label_bits": e.observed[f"y.{name[2:]}"],
         }
         for e in history
-        if e.observed
+        for name, value in e.observed.items()
+        if name.startswith("x.")
     ]

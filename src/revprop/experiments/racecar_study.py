@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from revprop.errors import near_matches
 from revprop.experiments.baseline import Data, build_network, save_weights
 from revprop.experiments.racecar_data import load_task
-from revprop.experiments.racecar_measures import observed_epochs, plane_of, plane_points, reconstruction
+from revprop.experiments.racecar_measures import observed_epochs, plane_of, plane_rows, reconstruction
 from revprop.graph import Graph, trace
 from revprop.networks import load_weights
 from revprop.orthogonality import Orthogonality
@@ -339,6 +339,6 @@ def _row(one: _Run, graph: Graph, data: Data, history: list[Epoch]) -> dict[str,
         "seconds": sum(e.seconds for e in history),
         "parameters": sum(p.numel() for p in graph.model.parameters()),
         "history": epochs,
-        **({"information": plane_points(history)} if study.planes else {}),
+        **({"information": plane_rows(history)} if study.planes else {}),
         **({"pictures": pictures} if wanted else {}),
     }

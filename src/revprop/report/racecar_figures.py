@@ -1,4 +1,4 @@
-"""Figures of racecar training: accuracies of both phases, regenerated inputs, information planes (Figures 2 to 6 of its paper)."""
+"""Figures of racecar training: accuracies of both phases and regenerated inputs (Figures 5 and 6 of its paper)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 from revprop.report.aggregation import Row
 from revprop.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, figure_style, fix_layout
 
-__all__ = ["accuracy_chart", "plane_grid", "regenerated_inputs"]
+__all__ = ["accuracy_chart", "regenerated_inputs"]
 
 # the paper's colours: yellow for plain training, green for racecar, blue for orthogonality
 COLOURS = {"Std": ORANGE, "Ort": BLUE, "RR1": PURPLE, "RR": GREEN}
-PANELS = 4  # in a line
 
 
 def accuracy_chart(
@@ -73,39 +72,4 @@ def regenerated_inputs(rows: Mapping[str, Row], title: str) -> Figure:
     figure.set_label(
         f"{title}: what the reverse pass gives back of {across} test inputs. Relative error over 1,000: {errors}."
     )
-    return figure
-
-
-def plane_grid(rows: Mapping[str, Row], title: str) -> Figure:
-    """Draw the information planes of some trainings: I(X; L) and I(L; Y) of every layer, from black (start) to yellow (end).
-
-    Args:
-        rows: by the name of the training, a row with "information": per epoch measured, both in bits by layer.
-        title: what is shown.
-    """
-    across = min(PANELS, len(rows))
-    down = -(-len(rows) // across)
-    ends = []
-    with figure_style():
-        figure = Figure(figsize=(0.7 + 2.3 * across, 0.8 + 2.0 * down), layout="constrained")
-        grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-        for axes in grid.flat[len(rows) :]:
-            axes.set_visible(False)
-        for axes, (name, row) in zip(grid.flat, rows.items(), strict=False):
-            points = row["information"]
-            layers = list(points[0]["layers"])
-            values = np.array([[point["layers"][layer] for layer in layers] for point in points])  # epoch, layer, axis
-            axes.plot(values[:, :, 0], values[:, :, 1], color="#cccccc", linewidth=0.6, zorder=1)
-            order = np.repeat(np.linspace(0, 1, len(points)), len(layers))
-            axes.scatter(*values.reshape(-1, 2).T, c=order, cmap="inferno", s=9, linewidths=0, zorder=2)
-            for number, (x, y) in enumerate(values[-1], start=1):
-                axes.annotate(str(number), (x, y), fontsize=7, xytext=(2, 2), textcoords="offset points")
-            axes.set_title(f"{name}, {100 * row['accuracy']:.1f} %", fontsize=8)
-            x, y = values[-1, -1]
-            ends.append(f"{name} {x:.2f} and {y:.2f} bits")
-        figure.supxlabel("I(X; L) (bits)", fontsize=9)
-        figure.supylabel("I(L; Y) (bits)", fontsize=9)
-        figure.suptitle(f"{title}; layers 1 to {len(layers)}", fontsize=9, x=0.01, ha="left")
-        fix_layout(figure)
-    figure.set_label(f"{title}. Last layer at the end, I(X; L) and I(L; Y): {', '.join(ends)}.")
     return figure

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from revprop.report.aggregation import Row
 from revprop.report.comparison import Paired, compare, correct
+from revprop.report.information_figures import information_planes
 from revprop.report.numerals import mean_and_spread, p_value, signed, with_interval
 from revprop.report.page import Section
 from revprop.report.published import PUBLISHED_RACECAR
-from revprop.report.racecar_figures import accuracy_chart, plane_grid, regenerated_inputs
+from revprop.report.racecar_figures import accuracy_chart, regenerated_inputs
 from revprop.report.tables import Cell, Table
 
 __all__ = ["racecar_sections"]
@@ -68,11 +69,13 @@ def _section(rows: Sequence[Row], draw: bool) -> Section:
         figures += [regenerated_inputs(pictures, f"Regenerated inputs, {title}")] if pictures else []
         for phase in PHASES:
             planes = {
-                _name(way, phase): min(found, key=lambda row: int(row["settings"]["seed"]))
+                _name(way, phase): found[0]["information"]  # of the first seed
                 for (way, of), found in runs.items()
                 if of == phase and found[0].get("information")
             }
-            figures += [plane_grid(planes, f"{PLANES[phase]}: information planes, phase {phase}")] if planes else []
+            if planes:
+                figures.append(information_planes(planes))
+                figures[-1].set_label(f"{PLANES[phase]}, phase {phase}: {figures[-1].get_label()}")
     return Section(
         f"Racecar training, {title}: {' and '.join(there)}",
         f"Phase I (A) trains {settings['network']} with its way's penalty: none (Std), SRIP (Ort), the whole reverse pass (RR) "
