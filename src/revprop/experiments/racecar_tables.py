@@ -113,16 +113,19 @@ def _bits(scale: str, ways: Sequence[str]) -> RacecarStudy:
 
 
 def _mnist(scale: str, ways: Sequence[str]) -> RacecarStudy:
-    """MNIST, then the same with motion blur."""
+    """MNIST, then the same with motion blur. The penalty is a sum over the batch: in smaller ones, its weight is the larger."""
     source, target, words = "made:mnist", "made:mnist, motion blur", "made images of the right shape, 3 epochs"
     if scale != "smoke":
         source, _ = _at_hand(("mnist", ""))
         target, words = _at_hand(("n-mnist", ""), ("mnist, motion blur", "motion-blurred MNIST stands in for n-MNIST"))
     counts, rates = (100, 400, 700, 700), (1e-3, 1e-4, 1e-4, 1e-4)
-    samples: int | None = 55_000
+    batch, samples = {"smoke": 32, "reduced": 16, "paper": 64}[scale], 55_000
     if scale == "reduced":
         counts, rates, samples = (10, 8, 14, 14), (1e-3, 5e-4, 5e-4, 5e-4), 3_000
-        fewer = f"{samples:,} training images, {', '.join(map(str, counts))} epochs (A, AA, AB, B), learning rate 5e-4 in phase II"
+        fewer = (
+            f"{samples:,} training images in batches of {batch}, {', '.join(map(str, counts))} epochs (A, AA, AB, B)"
+        )
+        fewer += ", learning rate 5e-4 in phase II"
         words = ", ".join(part for part in (words, fewer) if part)
     if scale == "smoke":
         counts, rates, samples = (3, 3, 3, 3), (1e-3, 1e-3, 1e-3, 1e-3), 128
@@ -132,9 +135,9 @@ def _mnist(scale: str, ways: Sequence[str]) -> RacecarStudy:
         source,
         target,
         3,
-        _ways(ways, 3, 1e-5),
+        _ways(ways, 3, 1e-5 * 64 / batch),
         tuple(Schedule(count, rate) for count, rate in zip(counts, rates, strict=True)),
-        batch_size=32 if scale == "smoke" else 64,
+        batch_size=batch,
         samples=samples,
         test_samples={"smoke": 100, "reduced": 5_000, "paper": None}[scale],
         measure_every=20 if scale == "paper" else max(counts),
