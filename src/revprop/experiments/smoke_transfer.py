@@ -37,7 +37,6 @@ from revprop.networks.smoke import (
     smoke_generator,
 )
 from revprop.racecar import Racecar
-from revprop.recipe import Recipe
 from revprop.runs import Row, RunStore
 from revprop.sweep import Task, sweep
 from revprop.training import Epoch, Training, fit
@@ -63,7 +62,8 @@ class SmokeTransfer:
         simulations, frames: so many of each kind, so many frames of each. training: so many simulations are trained on, the
             first ones; the others are tested on.
         width, judge_width: share of the published channels, of the generator and of the discriminator.
-        epochs: of phase I, and of phase II. batch_size, learning_rate: Adam's, in both phases. judge_rate: the discriminator's.
+        epochs: of phase I, and of phase II. batch_size: of both. learning_rates: Adam's in phase I of the generator and of the
+            discriminator, and in phase II.
         mixed: whether to compute in bfloat16 where that is safe. reduced: what differs from the published setting, in words.
     """
 
@@ -78,8 +78,7 @@ class SmokeTransfer:
     judge_width: float = 1.0
     epochs: tuple[int, int] = (40_000, 1_000)
     batch_size: int = 64
-    learning_rate: float = 2e-4
-    judge_rate: float = 2e-4
+    learning_rates: tuple[float, float, float] = (2e-4, 2e-4, 2e-4)
     mixed: bool = False
     reduced: str = ""
 
@@ -92,13 +91,13 @@ _SCALES = {
         training=4,
         width=0.25,
         judge_width=0.125,
-        epochs=(30, 22),
+        epochs=(30, 20),
         batch_size=16,
-        learning_rate=1e-3,
+        learning_rates=(1e-3, 2e-4, 2e-4),
         mixed=True,
         reduced="smoke simulated by PhiFlow instead of mantaflow, 8 simulations of 40 frames of which 4 are trained on, a quarter "
-        "of the generator's channels and an eighth of the discriminator's, batches of 16 at a rate of 0.001, 30 and 22 epochs, "
-        "bfloat16",
+        "of the generator's channels and an eighth of the discriminator's, batches of 16, 30 epochs of phase I (the generator's "
+        "at a rate of 0.001) and 20 of phase II, bfloat16",
     ),
     "smoke": SmokeTransfer(
         seeds=(0,),
@@ -111,7 +110,6 @@ _SCALES = {
         judge_width=0.0625,
         epochs=(2, 2),
         batch_size=4,
-        learning_rate=1e-3,
         reduced="made blobs of 32x32 pixels, a sixteenth of the channels, 2 epochs",
     ),
 }
@@ -233,7 +231,7 @@ class _Judge:
     def __init__(self, study: SmokeTransfer, seed: int, device: torch.device) -> None:
         size = study.size
         self.network = smoke_discriminator(size, study.judge_width, seed=seed + 1_000).to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=study.judge_rate)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=study.learning_rates[1])
 
     def __call__(self, high: Tensor, low: Tensor) -> Tensor:
         """Logits, in single precision."""
@@ -260,17 +258,12 @@ def _precision(study: SmokeTransfer, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _training(study: SmokeTransfer, epochs: int, seed: int, device: str) -> Training:
-    rate, batch = study.learning_rate, study.batch_size
-    return Training(epochs=epochs, batch_size=batch, learning_rate=rate, seed=seed, device=device, recipe=Recipe())
-
-
 def train_gan(
     study: SmokeTransfer, part: str, model: str, seed: int, folder: Path, device: str = "auto"
 ) -> dict[str, Any]:
     """Phase I: trains a generator, "std" without and "rr" with the penalty; keeps its weights and pictures, returns its row."""
     train, test = _images(study, part)
-    training = _training(study, study.epochs[0], seed, device)
+    training = Training(study.epochs[0], study.batch_size, study.learning_rates[0], seed, device)
     place = training.fabric().device
     generator = smoke_generator(1, study.width, seed=seed)
     penalty = Racecar(generator, _small(train[:2]), weight=LAMBDA, reduction="mean", seed=seed)
@@ -320,7 +313,7 @@ def train_autoencoder(
 ) -> dict[str, Any]:
     """Phase II: trains an auto-encoder, from A's layers ("std", "rr") or from "scratch"; keeps its pictures, returns its row."""
     train, test = _images(study, part)
-    training = _training(study, study.epochs[1], seed, device)
+    training = Training(study.epochs[1], study.batch_size, study.learning_rates[2], seed, device)
     place = training.fabric().device
     autoencoder = smoke_autoencoder(train.shape[1], study.width, seed=seed + 2_000)
     reused: list[str] = []
@@ -391,7 +384,8 @@ def _keep_pictures(folder: Path, key: dict[str, Any], pictures: dict[str, Tensor
     name = f"pictures/{RunStore(folder).key(key)}.npz"
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     part = folder / f"{name}.{uuid.uuid4().hex}.part"
+    arrays: dict[str, Any] = {n: t.float().cpu().numpy().astype(np.float16) for n, t in pictures.items()}
     with part.open("wb") as file:
-        np.savez_compressed(file, **{n: t.float().cpu().numpy().astype(np.float16) for n, t in pictures.items()})
+        np.savez_compressed(file, **arrays)
     os.replace(part, folder / name)
     return name
