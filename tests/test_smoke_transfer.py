@@ -245,7 +245,7 @@ def test_without_pictures_the_curves_are_drawn(finished: Any) -> None:
     _, _, rows = finished
     (section,) = smoke_sections([row for row in rows if row["settings"]["part"] == "B1"])
     assert [str(figure.get_label()).partition(":")[0] for figure in section.figures] == ["Figure 9", "Figure 18"]
-    assert "RR's loss is below that of Std in" in section.reading
+    assert "RR's loss is below Std's in" in section.reading
 
 
 def test_the_published_means_are_those_of_the_runs() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from revprop.report.aggregation import Row
 from revprop.report.figures import BLUE, GREY, VERMILLION, figure_style, fix_layout
@@ -62,7 +63,7 @@ def _section(rows: Sequence[Row], draw: bool, folder: Path | None) -> Section:
         tables.append(_super_resolution(_of(rows, "A")))
     figures: list[Figure] = []
     if draw:
-        figures = [*([_bars(rows, parts)] if parts else []), *_curves_and_pictures(rows, parts, folder)]
+        figures = [*([_losses(rows, parts)] if parts else []), *_curves_and_pictures(rows, parts, folder)]
     data = "made blobs" if settings["made"] else f"{settings['simulations']} simulations of {settings['frames']} frames"
     reduced = f" Reduced: {settings['reduced']}." if settings["reduced"] else ""
     return Section(
@@ -156,12 +157,13 @@ def _verdict(rows: Sequence[Row], parts: Sequence[str]) -> str:
             pairs = [(losses["rr"][s], losses[other][s]) for s in losses["rr"] if s in losses[other]]
             if pairs:
                 ahead = sum(rr < of_other for rr, of_other in pairs)
-                says.append(f"{part}: RR's loss is below that of {MODELS[other]} in {ahead} of {len(pairs)} runs.")
+                than = "Std's" if other == "std" else "that from scratch"
+                says.append(f"{part}: RR's loss is below {than} in {ahead} of {len(pairs)} runs.")
     return " ".join(says)
 
 
-def _bars(rows: Sequence[Row], parts: Sequence[str]) -> Figure:
-    """Figure 9: every run a dot, the bars their means."""
+def _losses(rows: Sequence[Row], parts: Sequence[str]) -> Figure:
+    """Figure 9: every run a dot, a line for their mean."""
     with figure_style():
         figure = Figure(figsize=(1.0 + 2.8 * len(parts), 3.0), layout="constrained")
         grid = figure.subplots(1, len(parts), squeeze=False)
@@ -171,10 +173,11 @@ def _bars(rows: Sequence[Row], parts: Sequence[str]) -> Figure:
                 losses = [r["l2"] for r in _of(rows, part, model)]
                 if not losses:
                     continue
-                axes.bar(place, statistics.mean(losses), color=COLOURS[model], alpha=0.5, width=0.7)
-                axes.plot([place] * len(losses), losses, "o", color=COLOURS[model], markersize=4)
+                axes.hlines(statistics.mean(losses), place - 0.25, place + 0.25, color=COLOURS[model])
+                axes.plot([place] * len(losses), losses, "o", color=COLOURS[model], markersize=4, alpha=0.6)
                 told.append(f"{part} {MODELS[model]} {statistics.mean(losses):.2e}")
             axes.set_xticks(range(len(MODELS)), list(MODELS.values()))
+            axes.set_xlim(-0.5, len(MODELS) - 0.5)
             axes.set_yscale("log")
             axes.set_title(f"task {part}", fontsize=9)
         grid[0, 0].set_ylabel("mean squared error")
@@ -227,6 +230,7 @@ def _curves(rows: Sequence[Row], part: str) -> Figure:
             axes.plot(epochs, mean, color=COLOURS[model], label=name)
             told.append(f"{name} {mean[-1]:.2e}")
         axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("epoch of phase II")
         axes.set_ylabel("training loss")
         axes.legend(frameon=False)
@@ -290,7 +294,7 @@ def _reproduced(part: str, shown: Mapping[str, Pictures]) -> Figure:
                 image = _show(grid[2 * i + 1, j], errors[model][i], told, cmap="viridis", vmax=most)
             _show(grid[2 * i, len(shown)], reference[i], "reference")
             grid[2 * i + 1, len(shown)].set_visible(False)
-        bar = figure.colorbar(image, ax=grid[1::2, len(shown) - 1].tolist(), shrink=0.7)
+        bar = figure.colorbar(image, ax=grid[:, -1].tolist(), shrink=0.5)
         bar.outline.set_visible(False)
         fix_layout(figure)
     told = ", ".join(f"{MODELS[model]} {float(e.mean()):.3f}" for model, e in errors.items())
