@@ -72,7 +72,8 @@ def _section(rows: Sequence[Row], draw: bool, folder: Path | None) -> Section:
         "without, RR with the penalty on all six layers of the generator (lambda 0.1, mean of squares). Phase II: auto-encoders of "
         "the generator's six layers backwards and then forwards, of the same plumes (B1) and of smoke blown past an obstacle, in "
         "colour (B2: it stands in for the paper's captured smoke; five of six layers fit, as there); they start from A's layers or "
-        f"from scratch. Data: {data} of each kind; {settings['training']} are trained on, the others tested on.{reduced}",
+        "from scratch. The paper does not draw its auto-encoders: this is how all six layers and no other can make one, and the "
+        f"penalty has trained RR's reverse pass before, which shows in the losses before training. Data: {data} of each kind; {settings['training']} are trained on, the others tested on.{reduced}",
         tables=tables,
         figures=figures,
         reading=_verdict(rows, parts),
