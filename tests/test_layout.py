@@ -46,7 +46,7 @@ LEVELS = [
     {"reconstruction"},
     {"training"},
     {"closed_form", "prefix"},
-    {"diagnosis", "post_training", "adjoint", "racecar", "alignment"},
+    {"diagnosis", "post_training", "adjoint", "racecar", "alignment", "orthogonality", "information", "spectrum"},
     {"completeness", "attribution"},
     {"experiments"},
     {"report"},

@@ -73,7 +73,8 @@ def _section(rows: Sequence[Row], draw: bool, folder: Path | None) -> Section:
         "the generator's six layers backwards and then forwards, of the same plumes (B1) and of smoke blown past an obstacle, in "
         "colour (B2: it stands in for the paper's captured smoke; five of six layers fit, as there); they start from A's layers or "
         "from scratch. The paper does not draw its auto-encoders: this is how all six layers and no other can make one, and the "
-        f"penalty has trained RR's reverse pass before, which shows in the losses before training. Data: {data} of each kind; {settings['training']} are trained on, the others tested on.{reduced}",
+        f"penalty has trained RR's reverse pass before, which shows in the losses before training. "
+        f"Data: {data} of each kind; {settings['training']} are trained on, the others tested on.{reduced}",
         tables=tables,
         figures=figures,
         reading=_verdict(rows, parts),
