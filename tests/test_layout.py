@@ -44,7 +44,7 @@ LEVELS = [
     {"reconstruction"},
     {"training"},
     {"closed_form", "prefix"},
-    {"diagnosis", "post_training", "adjoint", "racecar", "alignment"},
+    {"diagnosis", "post_training", "adjoint", "racecar", "stylisation", "alignment"},
     {"completeness", "attribution"},
     {"experiments"},
     {"report"},

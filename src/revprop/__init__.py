@@ -12,6 +12,7 @@ from revprop.graph import Graph, trace
 from revprop.post_training import PostTraining, post_train
 from revprop.reconstruction import Reconstruction, reconstruct
 from revprop.reverse import check
+from revprop.stylisation import Stylisation, stylise
 from revprop.tasks import Classification, MultiLabel, Regression
 from revprop.training import Training, TrainingDivergedError, train_baseline
 
@@ -30,6 +31,7 @@ __all__ = [
     "PostTraining",
     "Reconstruction",
     "Regression",
+    "Stylisation",
     "Training",
     "TrainingDivergedError",
     "UnsupportedOperatorError",
@@ -41,6 +43,7 @@ __all__ = [
     "hypersurface",
     "post_train",
     "reconstruct",
+    "stylise",
     "trace",
     "train_baseline",
 ]
