@@ -302,6 +302,9 @@ def _collect() -> Mapping[str, Experiment]:
         found[f"adjoint/table{number}"] = Experiment(partial(maps.table, number), maps.run)
     for number in range(6, 12):
         found[f"adjoint/figure{number}"] = Experiment(partial(maps.figure, number), maps.run)
+    pictures = importlib.import_module("revprop.experiments.stylisation")  # as well
+    for number in pictures.FIGURES:
+        found[f"racecar/figure{number}"] = Experiment(partial(pictures.figure, number), pictures.run)
     for name, paper in (("cifar10", reconstruction_quality.CIFAR10), ("resnet20", reconstruction_quality.RESNET20)):
         found[f"design/{name}"] = Experiment(partial(_quality, paper), _run_quality)
     return found

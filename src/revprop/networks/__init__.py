@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from revprop.errors import NonFiniteError, near_matches
-from revprop.networks import adjoint_back_map, fr_pt, resnet, tutorial, vit
+from revprop.networks import adjoint_back_map, fr_pt, resnet, tutorial, vgg, vit
 from revprop.networks.fr_pt import ConvNet
 
 __all__ = ["NETWORKS", "ConvNet", "load_network", "load_weights"]
@@ -35,6 +35,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vgg7": adjoint_back_map.vgg7,
     "resnet20-wide": adjoint_back_map.resnet20_wide,
     "resnet20-fixup": adjoint_back_map.resnet20_fixup,
+    "vgg-small": vgg.vgg_small,
 }
 """Every network of this package by name: factories that take the keywords ``classes`` and ``seed``."""
 

@@ -15,6 +15,7 @@ from revprop.report.figures import deviation_bars, discrepancy_maps, figure_to_s
 from revprop.report.grid import Grid, split_by_study
 from revprop.report.page import Section, write_page
 from revprop.report.post_training_sections import accuracy_tables, post_training_sections
+from revprop.report.stylisation_sections import stylisation_sections
 from revprop.report.tables import Table, diagnosis_table
 from revprop.report.verdict import headline
 from revprop.runs import RunStore, write_atomically
@@ -66,7 +67,10 @@ def write_report(
     tables = [study for study in split_by_study(rows) if not study[0]["settings"].get("study")]
     lead += [text for study in tables if (text := headline(Grid.of(study)))]
     return write_page(
-        path or folder / "report.html", title, "\n\n".join(lead), [*_sections(rows), _provenance([*baselines, *rows])]
+        path or folder / "report.html",
+        title,
+        "\n\n".join(lead),
+        [*_sections(rows, folder=folder), _provenance([*baselines, *rows])],
     )
 
 
@@ -98,7 +102,7 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
         ValueError: the folder holds no finished run.
     """
     rows = RunStore(folder / "rows").rows()
-    figures = [figure for section in _sections(rows) for figure in section.figures]
+    figures = [figure for section in _sections(rows, folder=folder) for figure in section.figures]
     if not figures:
         raise ValueError(f"no figure to draw from {folder / 'rows'}: run revprop demo, diagnose or post-train first")
     written = []
@@ -132,7 +136,7 @@ def study_tables(rows: Sequence[Row]) -> list[Table]:
         )
         for table in section.tables
     ]
-    others = [*study_figures.sections(rows, False), *adjoint_sections(rows, False)]
+    others = [*study_figures.sections(rows, False), *adjoint_sections(rows, False), *stylisation_sections(rows, False)]
     return [*cells, *ablations, *(table for section in others for table in section.tables)]
 
 
@@ -170,10 +174,12 @@ def reconstruction_table(rows: Sequence[Row]) -> Table:
     )
 
 
-def _sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
+def _sections(rows: Sequence[Row], draw: bool = True, folder: Path | None = None) -> list[Section]:
+    """``folder``: of the runs, which may hold pictures beside them."""
     figures = study_figures.sections(rows, draw)
     units = adjoint_sections(rows, draw)
-    return [*_diagnoses(rows), *_reconstructions(rows), *post_training_sections(rows, draw), *figures, *units]
+    styles = stylisation_sections(rows, draw, folder)
+    return [*_diagnoses(rows), *_reconstructions(rows), *post_training_sections(rows, draw), *figures, *units, *styles]
 
 
 def _diagnoses(rows: Sequence[Row]) -> list[Section]:
