@@ -18,11 +18,13 @@ from revprop.experiments import racecar_networks, stylisation
 from revprop.experiments.baseline import Baseline, build_network, save_weights
 from revprop.experiments.catalogue import CATALOGUE, settings_of
 from revprop.experiments.racecar_networks import PhaseOne, convolutions, load_phase_one
+from revprop.experiments.reconstruction_quality import IMAGENET_MEAN, IMAGENET_STD
 from revprop.experiments.stylisation import StylisationStudy, loss_layers, picture
 from revprop.networks.vgg import vgg_small
 from revprop.report import study_tables, write_figures, write_markdown, write_report
 from revprop.report.stylisation_sections import stylisation_sections
 from revprop.runs import Row, RunStore
+from revprop.stylisation import stylise
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +108,25 @@ def test_weights_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert rows[0]["network"]["accuracy"] is None
     assert rows[0]["content"] == [0.0, 0.0]  # the style alone is minimised
     assert rows[0]["style"][1] < 1.0
-    network = PhaseOne(Baseline("vgg-small", "", weights="mine.safetensors", **stylisation.IMAGENET), "mine")
+    network = PhaseOne(
+        Baseline("vgg-small", "", weights="mine.safetensors", mean=IMAGENET_MEAN, std=IMAGENET_STD), "mine"
+    )
     trained = load_phase_one(network, tmp_path / "out" / "racecar-smoke")
     torch.testing.assert_close(trained.state_dict(), vgg_small(seed=3).state_dict())
+
+
+def test_a_network_without_a_scale_takes_standardised_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_weights(vgg_small(seed=3), tmp_path / "mine.safetensors")
+    network = PhaseOne(Baseline("vgg-small", "", weights=str(tmp_path / "mine.safetensors")), "mine")
+    study = StylisationStudy(10, (network,), (("china", "flower"),), size=32, steps=2)
+    taken = []
+    monkeypatch.setattr(
+        stylisation, "stylise", lambda *given, **named: taken.append(given[1]) or stylise(*given, **named)
+    )
+    (row,) = stylisation.run(study, tmp_path, "cpu", workers=1)
+    torch.testing.assert_close(taken[0].mean((2, 3)), torch.zeros(1, 3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(taken[0].std((2, 3), correction=0), torch.ones(1, 3))
+    assert 0 < row["change"] < 0.3
 
 
 def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from revprop.errors import ExportError, NonFiniteError, UnsupportedOperatorError
 from revprop.folding import fold
 from revprop.graph import Graph, trace
 from revprop.post_training import PostTraining, post_train
+from revprop.racecar import Racecar
 from revprop.reconstruction import Reconstruction, reconstruct
 from revprop.reverse import check
 from revprop.stylisation import Stylisation, stylise
@@ -29,6 +30,7 @@ __all__ = [
     "MultiLabel",
     "NonFiniteError",
     "PostTraining",
+    "Racecar",
     "Reconstruction",
     "Regression",
     "Stylisation",

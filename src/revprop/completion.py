@@ -24,8 +24,9 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from revprop.affine import Kind, Run, Runner, given, source_name, title
-from revprop.families import BY_COLUMNS, CARRIED, CONVOLUTIONS, GATES, PIECES, PLAIN, PRODUCTS, QUOTIENTS
+from revprop.families import BY_COLUMNS, CONVOLUTIONS, PIECES, PLAIN, PRODUCTS, QUOTIENTS
 from revprop.graph import Graph
+from revprop.held import held_operands
 from revprop.rules import Linear, Pointwise, Refusal, Selection, bind, closed
 
 __all__ = ["run_affine"]
@@ -55,7 +56,7 @@ def run_affine(
     >>> sorted(run_affine(graph, (torch.full((1, 3), 1e3),), (graph.output,)).entries)[0]
     '0.bias'
     """
-    return Runner(graph, inputs, _kind, _held, lift, bare, fronts).run(wanted)
+    return Runner(graph, inputs, _kind, held_operands, lift, bare, fronts).run(wanted)
 
 
 # -- linear operators ----------------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ def _product(run: Runner, node: fx.Node) -> Any:
     if first is second:
         run.hold(node, "each of the two equal factors, for half of the product")
         return _Half.apply(run.native(node))  # type: ignore[no-untyped-call]
-    gates = _held(run.graph, node)
+    gates = held_operands(run.graph, node)
     if not gates:
         run.hold(node, "each of the two factors, for half of the product")
         return 0.5 * (
@@ -352,32 +353,6 @@ def _is_exact(graph: Graph, node: fx.Node) -> bool:
         return isinstance(closed(bind(graph, node)), Linear | Selection)
     except Refusal:
         return False
-
-
-def _held(graph: Graph, node: fx.Node) -> frozenset[fx.Node]:
-    """Those of an operator's arguments that it holds: a divisor, the gate of a product, all but the values of an attention."""
-    factors = [a for a in _nodes(node.args) if a in graph.movable]
-    distinct = frozenset(factors)
-    if node.target is aten.scaled_dot_product_attention.default:
-        value = node.args[2]
-        return distinct - {value} if value in distinct and not given(node).get("dropout_p") else frozenset()
-    if len(factors) != 2 or len(distinct) != 2 or node.target not in {*PRODUCTS, *QUOTIENTS}:
-        return frozenset()
-    if node.target in QUOTIENTS:
-        return frozenset(factors[1:])
-    ranks = [_gate(graph, a) for a in factors]
-    return frozenset() if ranks[0] == ranks[1] else frozenset({factors[0] if ranks[0] > ranks[1] else factors[1]})
-
-
-def _gate(graph: Graph, node: fx.Node) -> int:
-    """How much of a gate a factor is: 2 where it is a sigmoid or softmax, up to constants and its shape; 1 tanh; 0 none."""
-    while node.target not in GATES and node.target in CARRIED:
-        moving = [a for a in node.all_input_nodes if a in graph.movable]
-        if len(moving) != 1:
-            return 0
-        node = moving[0]
-    target: Any = node.target
-    return GATES.get(target, 0)
 
 
 def _nodes(arguments: Any) -> list[fx.Node]:

@@ -75,9 +75,11 @@ class Windows(ABC):
     def spread(self, z: Tensor, fill: float) -> Tensor:
         """Copies each window's value to its positions (the mean where windows overlap); ``fill`` where no window looks."""
         if self._tiled is not None:
-            for dim, times in enumerate(self._tiled):
-                z = z.repeat_interleave(times, dim=2 + dim)
-            return z
+            apart, times = z, [*z.shape[:2]]
+            for dim, (size, copies) in enumerate(zip(z.shape[2:], self._tiled, strict=True)):
+                apart = apart.unsqueeze(3 + 2 * dim)
+                times += [size, copies]
+            return apart.expand(times).reshape(*z.shape[:2], *self.size)
         shape = (*z.shape[:2], *self.size)
         if self.disjoint:
             values = F.pad(z.flatten(2), (0, 1), value=fill)

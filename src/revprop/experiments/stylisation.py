@@ -54,8 +54,7 @@ FIGURES = {
 """Figure 10: a scene with another's texture, an animal with another's pattern. 11: two shapes of one colour. 12: a picture of low
 resolution, with its own of high resolution. 13: a thing with its reflection (the paper: a horse with its shadow), and stripes."""
 
-UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # pixels in [0, 1], which ReLU can give back
-IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and deviation: pixels in [0, 1], which ReLU can give back
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _given(network: str, weights: Sequence[str]) -> tuple[PhaseOne, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"weights: expected files of different names, under which they are compared; given {names}")
     return tuple(
-        PhaseOne(Baseline(network, "", weights=file, **IMAGENET), name)
+        PhaseOne(Baseline(network, "", weights=file, mean=IMAGENET_MEAN, std=IMAGENET_STD), name)
         for name, file in zip(names, weights, strict=True)
     )
 
@@ -154,7 +153,9 @@ def _trained(
                 "the paper's VGG19 networks are trained on ImageNet, which has no name here: give --data, the path of images in "
                 "class folders, or --weights of networks that are trained; --scale smoke needs none"
             )
-        baseline = Baseline(network or VGG19, data, 36, batch_size=24, learning_rate=0.01, recipe=TABLE_15, **UNIT)
+        baseline = Baseline(
+            network or VGG19, data, 36, batch_size=24, learning_rate=0.01, recipe=TABLE_15, mean=ZERO, std=ONE
+        )
         weight, alone, words = 1e-10, 6, ""
     elif scale == "reduced":
         if data is None and find_data("tinyimagenet10") is None:
@@ -163,12 +164,16 @@ def _trained(
                 "in which form), or give --data; --scale smoke needs none"
             )
         recipe = Recipe(one_cycle=True, augmentation="flips")
-        baseline = Baseline(network or "vgg-small", data or "tinyimagenet10", 15, batch_size=50, recipe=recipe, **UNIT)
+        baseline = Baseline(
+            network or "vgg-small", data or "tinyimagenet10", 15, batch_size=50, recipe=recipe, mean=ZERO, std=ONE
+        )
         weight, alone = 5e-8, 3  # of 1e-8 to 1e-6 the largest with which it learned as fast as without
         words = "eight convolutions trained on ten classes of Tiny ImageNet for 15 epochs in place of VGG19 on ImageNet"
         words = words if data is None and network is None else f"{baseline.network} trained on {baseline.data}"
     else:
-        baseline = Baseline(network or "vgg-small", data or "made:cifar10", 1, batch_size=32, samples=64, **UNIT)
+        baseline = Baseline(
+            network or "vgg-small", data or "made:cifar10", 1, batch_size=32, samples=64, mean=ZERO, std=ONE
+        )
         weight, alone = 5e-8, 0
         words = "eight convolutions trained on made images for 1 epoch"
     ways = (("Std", 0.0, 0), ("RR", weight, alone))
@@ -245,14 +250,14 @@ def stylise_pair(study: StylisationStudy, network: PhaseOne, content: str, style
         raise ValueError(f"{network.way} is not trained yet: run the experiment, which does that first")
     model = load_phase_one(network, folder)
     pixels = [picture(spec, study.size) for spec in (content, style)]
-    mean, std = (torch.tensor(v or 0.0).view(-1, 1, 1) for v in (network.baseline.mean, network.baseline.std))
-    x, a = ((value[None] - mean) / std for value in pixels)
+    scales = [_scale(network.baseline, value) for value in pixels]
+    x, a = ((value[None] - mean) / std for value, (mean, std) in zip(pixels, scales, strict=True))
     graph = trace(model, x)
     content_layers, style_layers = loss_layers(graph)
     features = [_features(graph, value, [*content_layers, *style_layers]) for value in (x, a)]
     apart = [
         sum(float(content_loss(features[0][name], features[1][name])) for name in content_layers) / len(content_layers),
-        float(style_loss(*({name: part[name] for name in style_layers} for part in features))),
+        float(style_loss(_only(features[1], style_layers), _only(features[0], style_layers))),
     ]
     eta, delta = 1 / (apart[0] or 1.0), 1 / (apart[1] or 1.0)
     found = stylise(
@@ -266,6 +271,7 @@ def stylise_pair(study: StylisationStudy, network: PhaseOne, content: str, style
         study.steps,
         seed=network.baseline.seed,
     )
+    mean, std = scales[0]
     image = (found.image[0] * std + mean).clamp(0, 1)
     name = f"pictures/{RunStore(folder).key(_settings(study, network, content, style))}.npz"
     _keep(folder / name, {"content": pixels[0], "style": pixels[1], "image": image})
@@ -356,6 +362,18 @@ def _features(graph: Graph, x: Tensor, layers: Sequence[str]) -> dict[str, Tenso
     with torch.no_grad():
         values = graph.segment(graph.inputs, tuple(graph.node(name) for name in layers))(x)
     return dict(zip(layers, values, strict=True))
+
+
+def _only(features: Mapping[str, Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
+    return {name: features[name] for name in layers}
+
+
+def _scale(baseline: Baseline, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation by which a picture is scaled: those of the network, or the picture's own where it has none."""
+    if baseline.mean is not None and baseline.std is not None:
+        return torch.tensor(baseline.mean).view(-1, 1, 1), torch.tensor(baseline.std).view(-1, 1, 1)
+    deviation = pixels.std((1, 2), correction=0, keepdim=True)
+    return pixels.mean((1, 2), keepdim=True), deviation.where(deviation > 0, 1.0)
 
 
 def _apart(image: Tensor, other: Tensor) -> float:

@@ -41,6 +41,7 @@ def vgg_small(*, classes: int = 10, seed: int | None = None, width: int = 16) ->
             stage, second = divmod(number - 1, 2)
             convolution = nn.Conv2d(channels, width * 2**stage, 3, padding=1)
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            assert convolution.bias is not None
             nn.init.zeros_(convolution.bias)
             parts = [convolution, nn.ReLU(), *([nn.MaxPool2d(2)] if second and stage < 3 else [])]
             blocks[f"conv{number}"] = nn.Sequential(*parts)

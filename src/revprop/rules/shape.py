@@ -101,9 +101,10 @@ def copy(call: Call) -> Fact:
         shape = ours.shape(before, theirs.count(z))
         if 0 in shape:  # autograd refuses empty batches for some operators
             return z.new_zeros(shape)
+        keep = torch.is_grad_enabled() and z.requires_grad  # linear in z, so differentiable as often as one likes
         with torch.enable_grad():
             a = z.new_zeros(shape).requires_grad_()
-            return torch.autograd.grad(forward(a), a, z)[0]
+            return torch.autograd.grad(forward(a), a, z, create_graph=keep)[0]
 
     _keep_samples(call, forward, ours, theirs)
     counts = backward(call.like(torch.ones(theirs.shape(call.node.meta["val"], 1))))

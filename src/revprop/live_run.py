@@ -1,0 +1,97 @@
+"""A traced network run as its model runs now: live parameters, and batch norm by the batch where its module is in train mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from revprop.affine import given
+from revprop.graph import Graph
+from revprop.rules import bind
+
+__all__ = ["BATCH_NORMS", "Operation", "operation", "operations", "run_operations"]
+
+aten = torch.ops.aten
+BATCH_NORMS = frozenset({aten.batch_norm.default, aten.instance_norm.default})
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operator as a function of the values of others.
+
+    Attributes:
+        name: of its value. sources: the names of the values it takes, in order.
+        run: (keep, the values) -> its value; keep: whether running statistics are updated, as the model's own pass does it.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    run: Callable[..., Tensor]
+
+
+def operations(graph: Graph, wanted: Iterable[fx.Node]) -> tuple[Operation, ...]:
+    """The operators that compute some values from the inputs, in order; one with several results is part of each of these."""
+    needed = graph.ancestors(wanted)
+    return tuple(
+        operation(graph, node)
+        for node in sorted(graph.recorded, key=graph.order.__getitem__)
+        if node in needed and isinstance(node.meta.get("val"), Tensor)
+    )
+
+
+def operation(graph: Graph, node: fx.Node) -> Operation:
+    """One operator of a graph."""
+    call = bind(graph, node, graph.active)
+    if node.target in BATCH_NORMS:
+        return Operation(node.name, tuple(n.name for n in call.values), _batch_norm(graph, node))
+    sources = (
+        call.values if node in graph.active else graph.inputs
+    )  # a constant of the batch's size is told it by the inputs
+    segment = graph.segment(sources, (node,))
+    return Operation(
+        node.name,
+        tuple(n.name for n in sources),
+        lambda keep, *values: segment(*values)[0],
+    )
+
+
+def run_operations(found: Sequence[Operation], values: Mapping[str, Tensor], keep: bool = False) -> dict[str, Tensor]:
+    """The values of some operators, given those they start from, by name."""
+    known = dict(values)
+    for step in found:
+        known[step.name] = step.run(keep, *[known[name] for name in step.sources])
+    return known
+
+
+def _batch_norm(graph: Graph, node: fx.Node) -> Callable[..., Tensor]:
+    """By the running statistics in eval mode, by the batch's in train mode: what the module that called it is in now."""
+    arguments = given(node)
+    module = graph.model.get_submodule(graph.path(node).partition("@")[0])
+    names = {
+        name: graph.constants[value]
+        for name, value in arguments.items()
+        if isinstance(value, fx.Node) and value in graph.constants
+    }
+    segment = graph.segment(bind(graph, node, graph.active).values, (node,))
+    whole = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.instancenorm._InstanceNorm)
+    eps, momentum = float(arguments["eps"]), float(arguments["momentum"])
+
+    def run(keep: bool, x: Tensor, *held: Tensor) -> Tensor:
+        if not module.training:
+            return segment(x, *held)[0]
+        if keep and whole:
+            out: Any = module(x)
+            assert isinstance(out, Tensor)
+            return out
+        read = {name: graph.tensor(names[name]) for name in names}
+        mean, variance = (read.get("running_mean"), read.get("running_var")) if keep else (None, None)
+        if node.target is aten.instance_norm.default:
+            return F.instance_norm(x, mean, variance, read.get("weight"), read.get("bias"), True, momentum, eps)
+        return F.batch_norm(x, mean, variance, read.get("weight"), read.get("bias"), True, momentum, eps)
+
+    return run

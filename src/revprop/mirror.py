@@ -1,0 +1,234 @@
+"""The reverse pass of a network, by its own weights: what racecar training compares with the pass forward.
+
+From the output of one layer back to the inputs, on the reverse pass's own values:
+
+- **Learned linear operators**: ``A^T (z - b)`` with the live weights, the bias first (racecar-training, section 3).
+- What they give is put through the normalisation and the activation that made the value it stands for ("the BN parameters
+  and the activation function of layer m - 1"); the way back through these is then the identity.
+- **Linear operators without weights**: the pseudo-inverse. Pooling copies, up-sampling pools (by the largest where it copied),
+  reshaping reshapes back, a constant is subtracted.
+- **Sums** hand their value on to each summand, and what several operators read gets the sum of what they give: the transpose of
+  the whole. What a concatenation hands on is a copy of a value and no part of a sum: the mean is taken with it.
+- **What depends on the input twice** (attention, gates): linear in one operand, by the recorded values of the others; where no
+  operand is singled out, the transposed tangent at the recorded values. These are named: :attr:`MirrorPass.held`.
+
+Unlike the modes of :mod:`revprop.modes` it runs on values and not on corrections, and is differentiable in the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from revprop.affine import title
+from revprop.graph import Graph
+from revprop.live_run import BATCH_NORMS, operation
+from revprop.mirror_steps import (
+    ACTIVATIONS,
+    NORMS,
+    Back,
+    Values,
+    is_learned,
+    is_pointwise,
+    reverse,
+    several,
+    transposed_tangent,
+)
+from revprop.rules import Linear, Refusal, Selection, bind, closed
+from revprop.structural_map import Concatenate
+
+__all__ = ["MirrorPass"]
+
+aten = torch.ops.aten
+Finish = Callable[[Tensor, Values], Tensor]
+JOINS = frozenset({aten.cat.default, aten.stack.default})
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The way back through one operator.
+
+    Attributes:
+        name: its value. inputs: the values that get something. back: (reverse value, recorded values) -> for each of them what
+            it gets. learned: whether what it gives lacks the activation. copies: whether it is a concatenation.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    back: Back
+    learned: bool
+    copies: bool
+
+
+class MirrorPass:
+    """The reverse pass from one value of a graph, built once; the weights are read at every call.
+
+    Args:
+        start: where it begins. last: the activation behind what comes back for an input; the identity where not given.
+
+    Attributes:
+        recorded: the names of the values whose recorded ones it reads.
+        held: operators taken by the recorded values of what they depend on.
+    """
+
+    def __init__(self, graph: Graph, start: fx.Node, last: Callable[[Tensor], Tensor] | None = None) -> None:
+        needed = graph.ancestors([start])
+        on_way = [
+            n for n in graph.nodes if n in needed and n in graph.movable and isinstance(n.meta.get("val"), Tensor)
+        ]
+        self.start = start.name
+        self.held: list[str] = []
+        recorded: set[str] = set()
+        reached = {start}
+        steps: list[_Step] = []
+        for node in reversed(on_way):
+            if node in reached:
+                step, read = self._step(graph, node)
+                steps.append(step)
+                recorded |= {n.name for n in read}
+                reached.update(bind(graph, node).inputs)
+        finishing = [n for n in (*on_way, *graph.inputs) if n in reached]
+        self._finish = {n.name: _finish(graph, n, last, recorded) for n in finishing}
+        self._steps = tuple(steps)
+        self._inputs = tuple(n.name for n in graph.inputs)
+        self.recorded = frozenset(recorded)
+
+    def _step(self, graph: Graph, node: fx.Node) -> tuple[_Step, tuple[fx.Node, ...]]:
+        call = bind(graph, node)
+        inputs = tuple(call.inputs)
+        found = reverse(call)
+        if found is None:
+            found = transposed_tangent(call)
+            self.held.append(title(graph, node))
+        back, read = found
+        step = _Step(node.name, tuple(n.name for n in inputs), back, is_learned(graph, node), node.target in JOINS)
+        return step, read
+
+    def __call__(self, start: Tensor, recorded: Values) -> dict[str, Tensor]:
+        """The value that comes back for everything that one does, by name.
+
+        Args:
+            start: the value to begin with. recorded: the values named by :attr:`recorded`.
+        """
+        sums: dict[str, Tensor] = {}  # of what is one map: its transpose
+        raw: dict[str, bool] = {}  # whether an activation is still to come
+        copies: dict[str, list[Tensor]] = {}
+        back: dict[str, Tensor] = {}
+        sums[self.start] = start
+        for step in self._steps:
+            value = self._joined(step.name, sums, copies, raw, recorded, back)
+            if value is None:
+                continue
+            for name, part in zip(step.inputs, step.back(value, recorded), strict=True):
+                if part is None:
+                    continue
+                if step.copies:
+                    copies.setdefault(name, []).append(part)
+                else:
+                    sums[name] = sums[name] + part if name in sums else part
+                    raw[name] = raw.get(name, False) or step.learned
+        for name in self._inputs:
+            self._joined(name, sums, copies, raw, recorded, back)
+        return back
+
+    def _joined(
+        self,
+        name: str,
+        sums: dict[str, Tensor],
+        copies: dict[str, list[Tensor]],
+        raw: dict[str, bool],
+        recorded: Values,
+        back: dict[str, Tensor],
+    ) -> Tensor | None:
+        parts = copies.pop(name, [])
+        if name in sums:
+            total = sums.pop(name)
+            parts.append(self._finish[name](total, recorded) if raw.get(name) else total)
+        if parts:
+            back[name] = parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
+        return back.get(name)
+
+
+# -- the normalisation and activation of a value -------------------------------------------------------------------------
+
+
+def _finish(graph: Graph, node: fx.Node, last: Callable[[Tensor], Tensor] | None, recorded: set[str]) -> Finish:
+    """What makes of a learned operator's raw value one of the kind that ``node`` has: its own normalisation and activation."""
+    if node in graph.inputs:
+        return (lambda value, values: value) if last is None else (lambda value, values: last(value))
+    call = bind(graph, node, graph.active)
+    inputs = tuple(dict.fromkeys(call.inputs))
+    if is_learned(graph, node) or not inputs:
+        return _as_it_is
+    if node.target in NORMS or node.target in ACTIVATIONS or is_pointwise(graph, node):
+        if len(inputs) > 1:
+            return _as_it_is
+        before = _chain(graph, inputs[0], recorded)
+        own = operation(graph, node)
+        others = own.sources[1:]
+        recorded.update(others)
+        return lambda value, values: own.run(False, before(value, values), *[values[name] for name in others])
+    return _through_structure(graph, node, recorded)
+
+
+def _chain(graph: Graph, node: fx.Node, recorded: set[str]) -> Finish:
+    """The same for a value further in front; the input's own activation is no part of it."""
+    return _as_it_is if node in graph.inputs else _finish(graph, node, None, recorded)
+
+
+def _as_it_is(value: Tensor, values: Values) -> Tensor:
+    return value
+
+
+def _through_structure(graph: Graph, node: fx.Node, recorded: set[str]) -> Finish:
+    """Pooling and padding leave channels where they are, so that activations commute with them; what is reshaped is shaped
+    back for them; of what is concatenated each part has its own."""
+    try:
+        fact = closed(bind(graph, node))
+    except Refusal:
+        return _as_it_is
+    call = bind(graph, node)
+    if isinstance(fact, Linear) and isinstance(fact.map, Concatenate):
+        chains = [_chain(graph, n, recorded) for n in call.inputs]
+        if all(chain is _as_it_is for chain in chains):
+            return _as_it_is
+
+        def joined(value: Tensor, values: Values) -> Tensor:
+            parts = several(fact.map.adjoint(value))
+            return fact.map.apply(*[chain(part, values) for chain, part in zip(chains, parts, strict=True)])
+
+        return joined
+    if len(call.inputs) != 1 or not isinstance(fact, Linear | Selection) or graph.parameters_of([node]):
+        return _as_it_is
+    (source,) = call.inputs
+    chain = _chain(graph, source, recorded)
+    if chain is _as_it_is:
+        return _as_it_is
+    before, after = graph.shape(source), graph.shape(node)
+    if len(before) == len(after) > 1 and before[0] == after[0] and not _over_the_last(graph, source):
+        return chain
+    if isinstance(fact, Selection) or fact.windows is not None:
+        return _as_it_is
+    factor = fact.map.factor(0.0)
+
+    def shaped(value: Tensor, values: Values) -> Tensor:
+        inside = factor.solve(value)
+        assert isinstance(inside, Tensor)
+        return fact.map.apply(chain(inside, values))
+
+    return shaped
+
+
+def _over_the_last(graph: Graph, node: fx.Node) -> bool:
+    """Whether a value comes from a normalisation over the last dimensions, in front of nothing but activations."""
+    while node.target not in NORMS:
+        inputs = bind(graph, node).inputs
+        if len(inputs) != 1 or is_learned(graph, node):
+            return False
+        (node,) = inputs
+        if node in graph.inputs:
+            return False
+    return node.target not in BATCH_NORMS

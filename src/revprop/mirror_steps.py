@@ -1,0 +1,252 @@
+"""Back through one operator, on values, by its own weights: what :mod:`revprop.mirror` walks with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from revprop.affine import given
+from revprop.families import BY_COLUMNS, CONVOLUTIONS, PLAIN, TRANSPOSED
+from revprop.graph import Graph
+from revprop.held import held_operands
+from revprop.live_run import BATCH_NORMS
+from revprop.rules import Call, Linear, Nonlinear, Pointwise, Refusal, Selection, bind, closed
+from revprop.structural_map import Concatenate, Sum
+
+__all__ = [
+    "ACTIVATIONS",
+    "NORMS",
+    "Back",
+    "Values",
+    "is_learned",
+    "is_pointwise",
+    "reverse",
+    "several",
+    "transposed_tangent",
+    "weight_of",
+]
+
+aten = torch.ops.aten
+Values = Mapping[str, Tensor]
+Back = Callable[[Tensor, Values], Sequence[Tensor | None]]
+
+NORMS = BATCH_NORMS | {aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
+ACTIVATIONS = frozenset({aten.softmax.int, aten.log_softmax.int})
+_NEAREST = {aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec}
+_LARGEST: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSE: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def weight_of(graph: Graph, node: fx.Node) -> fx.Node | None:
+    """The weight of a convolution or fully connected layer; None where the operator is none, or the weight moves."""
+    if node.target not in CONVOLUTIONS and node.target not in BY_COLUMNS:
+        return None
+    weight = given(node).get("mat2" if node.target is aten.addmm.default else "weight")
+    return weight if isinstance(weight, fx.Node) and weight not in graph.active else None
+
+
+def is_learned(graph: Graph, node: fx.Node) -> bool:
+    """Whether an operator is linear by weights of the model, so that what it gives back lacks the activation in front of it."""
+    if weight_of(graph, node) is not None:
+        return True
+    matrices = {aten.matmul.default, aten.mm.default, aten.einsum.default}
+    return node.target in matrices and bool(graph.parameters_of([node])) and len(bind(graph, node).inputs) == 1
+
+
+_Found = tuple[Back, tuple[fx.Node, ...]]  # how; whose recorded values it reads
+
+
+def reverse(call: Call) -> _Found | None:
+    """The way back, where there is one that reads no more than what is linear; None: by the tangent."""
+    graph, node = call.graph, call.node
+    if weight_of(graph, node) is not None and len(call.inputs) == 1:
+        return _by_weights(graph, node), ()
+    if node.target in NORMS or node.target in ACTIVATIONS:
+        return _same, ()
+    try:
+        fact = closed(call)
+    except Refusal:
+        return None
+    if isinstance(fact, Pointwise):
+        return _same, ()
+    if isinstance(fact, Selection):
+        return (lambda value, recorded: (fact.windows.spread(value, 0.0),)), ()
+    if isinstance(fact, Nonlinear):
+        return None
+    return _by_map(call, fact), ()
+
+
+def _same(value: Tensor, recorded: Values) -> Sequence[Tensor]:
+    return (value,)
+
+
+def _live(graph: Graph, node: fx.Node) -> Callable[[], Tensor]:
+    """A constant of the graph as it is now, also where it is computed from parameters."""
+    if node in graph.constants:
+        name = graph.constants[node]
+        return lambda: graph.tensor(name)
+    segment = graph.segment((), (node,))
+    return lambda: segment()[0]
+
+
+def _by_weights(graph: Graph, node: fx.Node) -> Back:
+    """``A^T (z - b)`` of a convolution, a transposed one, or a fully connected layer."""
+    arguments = given(node)
+    found = weight_of(graph, node)
+    assert found is not None
+    weight = _live(graph, found)
+    dense = node.target in BY_COLUMNS
+    added = arguments.get("self" if node.target is aten.addmm.default else "bias")
+    bias = _live(graph, added) if isinstance(added, fx.Node) else None
+    alpha, beta = float(arguments.get("alpha", 1.0)), float(arguments.get("beta", 1.0))
+    transpose = _dense(node.target is aten.addmm.default, alpha) if dense else _geometry(graph, node, arguments)
+    behind = 0 if dense else len(graph.shape(node)) - 1
+
+    def back(value: Tensor, recorded: Values) -> Sequence[Tensor]:
+        if bias is not None:
+            shift = bias() if dense else bias().view(-1, *[1] * behind)
+            value = value - (shift if beta == 1.0 else beta * shift)
+        return (transpose(value, weight()),)
+
+    return back
+
+
+def _dense(by_columns: bool, alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def transpose(value: Tensor, weight: Tensor) -> Tensor:
+        out = value @ (weight.mT if by_columns else weight)
+        return out if alpha == 1.0 else alpha * out
+
+    return transpose
+
+
+def _geometry(graph: Graph, node: fx.Node, arguments: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The transpose of a convolution's or transposed convolution's linear part, in the geometry it was traced with."""
+    (source,) = bind(graph, node).inputs
+    size, out = graph.shape(source)[1:], graph.shape(node)[1:]
+    dims = len(size)
+    kernel = tuple(weight_of(graph, node).meta["val"].shape[2:])  # type: ignore[union-attr]
+
+    def each(name: str, otherwise: int) -> tuple[int, ...]:
+        value = arguments.get(name, otherwise)
+        values = (value,) if isinstance(value, int) else tuple(value)
+        return values * dims if len(values) == 1 else values
+
+    stride, dilation, groups = each("stride", 1), each("dilation", 1), int(arguments.get("groups", 1))
+    if node.target in TRANSPOSED or arguments.get("transposed"):
+        padding = each("padding", 0)
+        return lambda value, weight: _CONVOLVE[dims](value, weight, None, stride, padding, dilation, groups)
+    asked = arguments.get("padding", 0)
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if asked == "same":  # torch pads the odd one behind: cut off here
+
+        def same(value: Tensor, weight: Tensor) -> Tensor:
+            out = _TRANSPOSE[dims](value, weight, None, 1, 0, 0, groups, dilation)
+            for dim, (r, s) in enumerate(zip(reach, size, strict=True)):
+                out = out.narrow(2 + dim, r // 2, s)
+            return out
+
+        return same
+    padding = (0,) * dims if asked == "valid" else each("padding", 0)
+    rest = tuple(
+        s - ((o - 1) * t - 2 * p + r + 1) for s, o, t, p, r in zip(size, out, stride, padding, reach, strict=True)
+    )
+    return lambda value, weight: _TRANSPOSE[dims](value, weight, None, stride, padding, rest, groups, dilation)
+
+
+def _by_map(call: Call, fact: Linear) -> Back:
+    """Linear without weights of its own: copies, sums, means, scales by constants. Other learned ones by their transpose."""
+    graph, node = call.graph, call.node
+    if isinstance(fact.map, Concatenate):
+        return lambda value, recorded: several(fact.map.adjoint(value))
+    offset = None if node.target in PLAIN or isinstance(fact.map, Sum) else _offset(call)
+
+    def centred(value: Tensor) -> Tensor:
+        return value if offset is None else value - offset()
+
+    if fact.windows is not None:
+        windows = fact.windows
+        return lambda value, recorded: (windows.spread(value, 0.0),)
+    if isinstance(fact.map, Sum):
+        return lambda value, recorded: several(fact.map.adjoint(value))
+    if graph.parameters_of([node]):
+        transposed = _transposed(call)
+        added = node.target in {aten.add.Tensor, aten.sub.Tensor}
+        return (
+            (lambda value, recorded: (centred(value),))
+            if added
+            else (lambda value, recorded: (transposed(centred(value)),))
+        )
+    if node.target in _NEAREST:
+        size, out = call.shape_of()[1:], call.shape[1:]
+        if all(o % s == 0 for s, o in zip(size, out, strict=True)):
+            times = tuple(o // s for s, o in zip(size, out, strict=True))
+            return lambda value, recorded: (_LARGEST[len(times)](value, times),)
+    factor = fact.map.factor(0.0)
+    return lambda value, recorded: several(factor.solve(centred(value)))
+
+
+def several(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (value,) if isinstance(value, Tensor) else value
+
+
+def _zeros(call: Call, n: int, like: Tensor) -> Tensor:
+    (source,) = call.inputs
+    return like.new_zeros((n, *call.graph.shape(source)))
+
+
+def _offset(call: Call) -> Callable[[], Tensor] | None:
+    """What an affine operator gives for 0, as it is now; for one sample."""
+    segment = call.graph.segment(tuple(call.inputs), (call.node,)) if not call.held else None
+    if segment is None or any(not call.graph.per_sample(n) for n in call.inputs):
+        return None
+    return lambda: segment(_zeros(call, 1, call.like(0.0)))[0]
+
+
+def _transposed(call: Call) -> Callable[[Tensor], Tensor]:
+    """The transpose of an operator that is affine in its one input, by its own derivative."""
+    segment = call.graph.segment(call.values, (call.node,))
+
+    def transpose(value: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = _zeros(call, len(value), value).requires_grad_()
+            return torch.autograd.grad(segment(at)[0], at, value, create_graph=torch.is_grad_enabled())[0]
+
+    return transpose
+
+
+def transposed_tangent(call: Call) -> _Found:
+    """``J^T z`` at the recorded values, in what is not held: for what has no other way back, and for what is linear in one operand
+    (gates, divisors and the weights of an attention are held, so the tangent in the rest is the operator)."""
+    names = [n.name for n in call.values]
+    distinct = list(dict.fromkeys(call.inputs))
+    held = held_operands(call.graph, call.node)
+    free = [i for i, n in enumerate(distinct) if n not in held]
+    places = [
+        free.index(distinct.index(n)) if n not in held and call.inputs.index(n) == i else None
+        for i, n in enumerate(call.inputs)
+    ]
+
+    def back(value: Tensor, recorded: Values) -> Sequence[Tensor | None]:
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            at = [recorded[name] for name in names]
+            for i in free:
+                at[i] = at[i].view_as(at[i]) if at[i].requires_grad else at[i].detach().requires_grad_()
+            moving = [at[i] for i in free]
+            found = torch.autograd.grad(call.run(*at), moving, value, create_graph=keep, allow_unused=True)
+        return [None if place is None else found[place] for place in places]
+
+    return back, call.values
+
+
+def is_pointwise(graph: Graph, node: fx.Node) -> bool:
+    """Whether an operator works entry by entry on the one value that moves, by a rule."""
+    try:
+        return isinstance(closed(bind(graph, node)), Pointwise)
+    except Refusal:
+        return False
