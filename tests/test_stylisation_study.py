@@ -43,7 +43,7 @@ def test_rows_hold_what_was_reached_and_where_the_pictures_are(smoke: Any) -> No
     for row in rows:
         assert row["style"][0] == pytest.approx(1.0)  # it starts at the content
         assert row["content"][0] == 0.0
-        total = [10 * style + content for content, style in zip(row["content"], row["style"], strict=True)]
+        total = [100 * style + content for content, style in zip(row["content"], row["style"], strict=True)]
         assert total[1] < 0.5 * total[0]
         assert row["history"][0] == [0.0, row["style"][0]]
         with np.load(folder / row["pictures"]) as kept:

@@ -33,7 +33,7 @@ __all__ = ["FIGURES", "StylisationStudy", "figure", "loss_layers", "picture", "r
 
 ARCHIVE = "images/imagenet_samples.tar.gz"
 LOW = 4  # by which the low resolution of Figure 12 is lower: the paper does not say
-STYLE = 10.0  # delta over eta, on losses weighed by what they are between the two images
+STYLE = 100.0  # delta over eta, on losses weighed by what they are between the two images
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,10 @@ REPAIRED = (
 EXPLAINED = (
     "revprop finds the linear functional on the input and the biases that a unit of a trained network is, exactly."
 )
+REGULARISED = (
+    "revprop trains a network with its own reverse pass, so that its features keep the input, and shows what that does to what it "
+    "learns next."
+)
 
 
 def write_report(
@@ -62,8 +66,9 @@ def write_report(
         for row in RunStore(folder / "baselines").rows()
         if (row["settings"].get("network"), row["settings"].get("data")) in reported
     ]
-    explained = all(row["settings"].get("kind") in ("adjoint", "baseline") for row in rows)
-    lead = [EXPLAINED if explained else REPAIRED]
+    kinds = {row["settings"].get("kind") for row in rows}
+    regularised, explained = kinds <= {"racecar", "stylisation"}, kinds <= {"adjoint", "baseline"}
+    lead = [REGULARISED if regularised else EXPLAINED if explained else REPAIRED]
     tables = [study for study in split_by_study(rows) if not study[0]["settings"].get("study")]
     lead += [text for study in tables if (text := headline(Grid.of(study)))]
     return write_page(

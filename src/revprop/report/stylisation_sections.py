@@ -67,12 +67,12 @@ def _section(rows: Sequence[Row], draw: bool, folder: Path | None) -> Section:
         "the style loss alone" if settings["style_only"] else f"content and style losses, as 1 to {settings['delta']:g}"
     )
     text = (
-        f"As in Figure {number} of the racecar paper ({WHAT[number]}): {settings['steps']} steps of L-BFGS on {losses}, from the "
+        f"After Figure {number} of the racecar paper (there: {WHAT[number]}): {settings['steps']} steps of L-BFGS on {losses}, from the "
         f"content picture on, {settings['size']} pixels, through {settings['network']}."
         + (f" Reduced: {settings['reduced']}." if settings["reduced"] else "")
         + (" Some pictures are not in the folder any more." if lost else "")
     )
-    figures = [stylisation_pictures(pictures, f"Figure {number}: {WHAT[number]}")] if pictures else []
+    figures = [stylisation_pictures(pictures, f"Figure {number}: what networks make of a style")] if pictures else []
     return Section(
         f"Figure {number} of the racecar paper: stylisation",
         text,
