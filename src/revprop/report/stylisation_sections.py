@@ -67,8 +67,8 @@ def _section(rows: Sequence[Row], draw: bool, folder: Path | None) -> Section:
         "the style loss alone" if settings["style_only"] else f"content and style losses, as 1 to {settings['delta']:g}"
     )
     text = (
-        f"After Figure {number} of the racecar paper (there: {WHAT[number]}): {settings['steps']} steps of L-BFGS on {losses}, from the "
-        f"content picture on, {settings['size']} pixels, through {settings['network']}."
+        f"After Figure {number} of the racecar paper (there: {WHAT[number]}): {settings['steps']} steps of L-BFGS on {losses}, "
+        f"from the content picture on, {settings['size']} pixels, through {settings['network']}."
         + (f" Reduced: {settings['reduced']}." if settings["reduced"] else "")
         + (" Some pictures are not in the folder any more." if lost else "")
     )
