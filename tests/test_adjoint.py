@@ -81,6 +81,16 @@ def attention(net: Any, x: Tensor) -> Tensor:
     return net.head((tokens + mixed).mean(1))
 
 
+def masked(net: Any, x: Tensor) -> Tensor:
+    """Attention written by hand: later tokens masked by the smallest number of single precision, in which the softmax is."""
+    tokens = net.embed(x).flatten(2).transpose(1, 2)
+    logits = net.query(tokens) @ tokens.transpose(1, 2) / 2.0
+    later = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+    logits = 20.0 * torch.tanh(logits / 20.0)
+    weights = torch.softmax(logits + later * torch.finfo(torch.float32).min, -1, dtype=torch.float32)
+    return net.head((weights.to(tokens.dtype) @ tokens).mean(1))
+
+
 def arithmetic(net: Any, x: Tensor) -> Tensor:
     z = net.conv((x - 0.4) / 0.2)
     return net.head(torch.flatten(3.0 - 2.0 * F.hardtanh(z, -0.3, 0.4) + F.pad(z[..., :-1], (1, 0), value=0.7), 1))
@@ -107,6 +117,8 @@ MATRIX: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], bool]] = {
     "reused modules": (
         lambda: Net(reused, stem=CONV["stem"](), head=CONV["head"](), block=nn.Sequential(
             nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())), images(), True),
+    "attention masked by hand": (
+        lambda: Net(masked, embed=nn.Conv2d(2, 4, 4, 4), query=nn.Linear(4, 4), head=nn.Linear(4, 5)), images(), False),
     "batch norm without weights": (
         lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)),
         images(), True),
@@ -497,3 +509,8 @@ def test_a_wrong_form_is_noticed_by_the_networks_own_values(monkeypatch: pytest.
     for explain in (hypersurface, completeness):
         with pytest.raises(RuntimeError, match="gives other values than the network"):
             explain(net, x)
+
+
+def test_the_weights_of_an_attention_are_its_gate_through_a_cast() -> None:
+    net = seeded(MATRIX["attention masked by hand"][0])
+    assert hypersurface(net, images()[0]).held["matmul"] == "the gate of the two factors"

@@ -35,6 +35,8 @@ from revprop.mirror_steps import (
     is_pointwise,
     reverse,
     several,
+    takes_copies,
+    tiles,
     transposed_tangent,
 )
 from revprop.rules import Linear, Refusal, Selection, bind, closed
@@ -52,11 +54,12 @@ class _Step:
     """The way back through one operator.
 
     Attributes:
-        name: its value. inputs: the values that get something. back: (reverse value, recorded values) -> for each of them what
-            it gets. learned: whether what it gives lacks the activation. copies: whether it is a concatenation.
+        source: the value it starts from: its own, or that of the pooling behind it. inputs: the values that get something.
+        back: (reverse value, recorded values) -> for each of them what it gets. learned: whether what it gives lacks the
+            activation. copies: whether it is a concatenation.
     """
 
-    name: str
+    source: str
     inputs: tuple[str, ...]
     back: Back
     learned: bool
@@ -79,14 +82,18 @@ class MirrorPass:
         on_way = [
             n for n in graph.nodes if n in needed and n in graph.movable and isinstance(n.meta.get("val"), Tensor)
         ]
+        pooled = {node: found for node in on_way if (found := _pooled(graph, node, start, needed)) is not None}
+        skipped = {n for found in pooled.values() for n in found}
         self.start = start.name
         self.held: list[str] = []
         recorded: set[str] = set()
         reached = {start}
         steps: list[_Step] = []
         for node in reversed(on_way):
-            if node in reached:
-                step, read = self._step(graph, node)
+            if node in skipped and node in reached:
+                reached.update(bind(graph, node).inputs)
+            elif node in reached:
+                step, read = self._step(graph, node, pooled.get(node, ()))
                 steps.append(step)
                 recorded |= {n.name for n in read}
                 reached.update(bind(graph, node).inputs)
@@ -96,15 +103,16 @@ class MirrorPass:
         self._inputs = tuple(n.name for n in graph.inputs)
         self.recorded = frozenset(recorded)
 
-    def _step(self, graph: Graph, node: fx.Node) -> tuple[_Step, tuple[fx.Node, ...]]:
+    def _step(self, graph: Graph, node: fx.Node, behind: tuple[fx.Node, ...]) -> tuple[_Step, tuple[fx.Node, ...]]:
         call = bind(graph, node)
         inputs = tuple(call.inputs)
-        found = reverse(call)
+        found = reverse(call, behind[-1] if behind else None)
         if found is None:
             found = transposed_tangent(call)
             self.held.append(title(graph, node))
         back, read = found
-        step = _Step(node.name, tuple(n.name for n in inputs), back, is_learned(graph, node), node.target in JOINS)
+        source = behind[-1] if behind else node
+        step = _Step(source.name, tuple(n.name for n in inputs), back, is_learned(graph, node), node.target in JOINS)
         return step, read
 
     def __call__(self, start: Tensor, recorded: Values) -> dict[str, Tensor]:
@@ -119,7 +127,7 @@ class MirrorPass:
         back: dict[str, Tensor] = {}
         sums[self.start] = start
         for step in self._steps:
-            value = self._joined(step.name, sums, copies, raw, recorded, back)
+            value = self._joined(step.source, sums, copies, raw, recorded, back)
             if value is None:
                 continue
             for name, part in zip(step.inputs, step.back(value, recorded), strict=True):
@@ -150,6 +158,25 @@ class MirrorPass:
         if parts:
             back[name] = parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
         return back.get(name)
+
+
+def _pooled(graph: Graph, node: fx.Node, start: fx.Node, needed: set[fx.Node]) -> tuple[fx.Node, ...] | None:
+    """What lies between a convolution and the pooling that alone reads it, the pooling included: copying for the pooling and the
+    transposed convolution are one transposed convolution of a longer stride."""
+    if not takes_copies(graph, node):
+        return None
+    found: list[fx.Node] = []
+    while node is not start and node is not graph.output:
+        users = [user for user in node.users if user in graph.active]
+        if len(users) != 1 or users[0] not in needed or users[0] not in graph.movable:
+            return None
+        (node,) = users
+        found.append(node)
+        if tiles(graph, node) is not None:
+            return tuple(found)
+        if node.target not in NORMS and not is_pointwise(graph, node):
+            return None
+    return None
 
 
 # -- the normalisation and activation of a value -------------------------------------------------------------------------

@@ -26,6 +26,8 @@ __all__ = [
     "is_pointwise",
     "reverse",
     "several",
+    "takes_copies",
+    "tiles",
     "transposed_tangent",
     "weight_of",
 ]
@@ -61,11 +63,15 @@ def is_learned(graph: Graph, node: fx.Node) -> bool:
 _Found = tuple[Back, tuple[fx.Node, ...]]  # how; whose recorded values it reads
 
 
-def reverse(call: Call) -> _Found | None:
-    """The way back, where there is one that reads no more than what is linear; None: by the tangent."""
+def reverse(call: Call, pooling: fx.Node | None = None) -> _Found | None:
+    """The way back, where there is one that reads no more than what is linear; None: by the tangent.
+
+    Args:
+        pooling: of a convolution, the one behind it whose value it starts from.
+    """
     graph, node = call.graph, call.node
     if weight_of(graph, node) is not None and len(call.inputs) == 1:
-        return _by_weights(graph, node), ()
+        return _by_weights(graph, node, None if pooling is None else tiles(graph, pooling)), ()
     if node.target in NORMS or node.target in ACTIVATIONS:
         return _same, ()
     try:
@@ -94,8 +100,31 @@ def _live(graph: Graph, node: fx.Node) -> Callable[[], Tensor]:
     return lambda: segment()[0]
 
 
-def _by_weights(graph: Graph, node: fx.Node) -> Back:
-    """``A^T (z - b)`` of a convolution, a transposed one, or a fully connected layer."""
+def takes_copies(graph: Graph, node: fx.Node) -> bool:
+    """Whether an operator is a convolution that moves by one entry at a time."""
+    if node.target not in CONVOLUTIONS - TRANSPOSED or weight_of(graph, node) is None:
+        return False
+    arguments = given(node)
+    ones = all(_alone(arguments.get(name, 1)) for name in ("stride", "dilation"))
+    return ones and not arguments.get("transposed") and arguments.get("padding") != "same"
+
+
+def _alone(value: int | Sequence[int]) -> bool:
+    return all(v == 1 for v in ((value,) if isinstance(value, int) else value))
+
+
+def tiles(graph: Graph, node: fx.Node) -> tuple[int, ...] | None:
+    """How often pooling back copies each entry per dimension, where its windows tile the image; None where not, or no pooling."""
+    try:
+        fact = closed(bind(graph, node))
+    except Refusal:
+        return None
+    windows = fact.windows if isinstance(fact, Linear | Selection) else None
+    return None if windows is None else windows.tiled
+
+
+def _by_weights(graph: Graph, node: fx.Node, times: tuple[int, ...] | None = None) -> Back:
+    """``A^T (z - b)`` of a convolution, a transposed one, or a fully connected layer; of z copied so often per dimension."""
     arguments = given(node)
     found = weight_of(graph, node)
     assert found is not None
@@ -104,7 +133,7 @@ def _by_weights(graph: Graph, node: fx.Node) -> Back:
     added = arguments.get("self" if node.target is aten.addmm.default else "bias")
     bias = _live(graph, added) if isinstance(added, fx.Node) else None
     alpha, beta = float(arguments.get("alpha", 1.0)), float(arguments.get("beta", 1.0))
-    transpose = _dense(node.target is aten.addmm.default, alpha) if dense else _geometry(graph, node, arguments)
+    transpose = _dense(node.target is aten.addmm.default, alpha) if dense else _geometry(graph, node, arguments, times)
     behind = 0 if dense else len(graph.shape(node)) - 1
 
     def back(value: Tensor, recorded: Values) -> Sequence[Tensor]:
@@ -124,8 +153,14 @@ def _dense(by_columns: bool, alpha: float) -> Callable[[Tensor, Tensor], Tensor]
     return transpose
 
 
-def _geometry(graph: Graph, node: fx.Node, arguments: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The transpose of a convolution's or transposed convolution's linear part, in the geometry it was traced with."""
+def _geometry(
+    graph: Graph, node: fx.Node, arguments: Mapping[str, Any], times: tuple[int, ...] | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The transpose of a convolution's or transposed convolution's linear part, in the geometry it was traced with.
+
+    Of entries copied t times it is the transposed convolution of stride t by the kernel summed over windows of t: fewer products,
+    and the copies are never made.
+    """
     (source,) = bind(graph, node).inputs
     size, out = graph.shape(source)[1:], graph.shape(node)[1:]
     dims = len(size)
@@ -152,6 +187,17 @@ def _geometry(graph: Graph, node: fx.Node, arguments: Mapping[str, Any]) -> Call
 
         return same
     padding = (0,) * dims if asked == "valid" else each("padding", 0)
+    if times is not None:
+        ones = (1, 1, *times)
+        ends = tuple(t - 1 for t in times)
+
+        def copied(value: Tensor, weight: Tensor) -> Tensor:
+            planes = weight.reshape(-1, 1, *weight.shape[2:])
+            summed = _CONVOLVE[dims](planes, weight.new_ones(ones), None, 1, ends)
+            summed = summed.view(*weight.shape[:2], *summed.shape[2:])
+            return _TRANSPOSE[dims](value, summed, None, times, padding, 0, groups)
+
+        return copied
     rest = tuple(
         s - ((o - 1) * t - 2 * p + r + 1) for s, o, t, p, r in zip(size, out, stride, padding, reach, strict=True)
     )

@@ -68,15 +68,15 @@ class Windows(ABC):
         return owner[: self.positions]
 
     @property
-    def _tiled(self) -> tuple[int, ...] | None:
+    def tiled(self) -> tuple[int, ...] | None:
         """The repeat per dimension where the windows tile the image exactly, the common and fast case."""
         return None
 
     def spread(self, z: Tensor, fill: float) -> Tensor:
         """Copies each window's value to its positions (the mean where windows overlap); ``fill`` where no window looks."""
-        if self._tiled is not None:
+        if self.tiled is not None:
             apart, times = z, [*z.shape[:2]]
-            for dim, (size, copies) in enumerate(zip(z.shape[2:], self._tiled, strict=True)):
+            for dim, (size, copies) in enumerate(zip(z.shape[2:], self.tiled, strict=True)):
                 apart = apart.unsqueeze(3 + 2 * dim)
                 times += [size, copies]
             return apart.expand(times).reshape(*z.shape[:2], *self.size)
@@ -145,7 +145,7 @@ class SlidingWindows(Windows):
         return [(axis, (axis < 0) | (axis >= size)) for axis, size in zip(axes, self.size, strict=True)]
 
     @cached_property
-    def _tiled(self) -> tuple[int, ...] | None:
+    def tiled(self) -> tuple[int, ...] | None:
         plain = self.kernel == self.stride and not any(self.padding) and set(self.dilation) == {1}
         covered = all(o * k == s for o, k, s in zip(self.out, self.kernel, self.size, strict=True))
         return self.kernel if plain and covered else None

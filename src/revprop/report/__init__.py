@@ -8,9 +8,11 @@ from revprop.report.difference_figures import comparison_figure, difference_dots
 from revprop.report.explanation import unit_words, write_explanation
 from revprop.report.figures import accuracy_curves, deviation_bars, discrepancy_maps, figure_to_png_uri, figure_to_svg
 from revprop.report.grid import Grid, Way, split_by_study
+from revprop.report.information_figures import information_planes
 from revprop.report.page import Section, write_page
 from revprop.report.post_training_sections import post_training_sections
 from revprop.report.published import PUBLISHED, PUBLISHED_EPOCHS, PublishedRow, PublishedTable
+from revprop.report.spectrum_figures import spectrum_pictures
 from revprop.report.study import reconstruction_table, study_tables, write_figures, write_markdown, write_report
 from revprop.report.summary import BestOfWay, best_of_ways, summary_table
 from revprop.report.tables import Table, diagnosis_table, post_training_table
@@ -52,11 +54,13 @@ __all__ = [
     "group_runs",
     "headline",
     "holm",
+    "information_planes",
     "memory_table",
     "post_training_sections",
     "post_training_table",
     "published_table",
     "reconstruction_table",
+    "spectrum_pictures",
     "split_by_study",
     "study_tables",
     "summarise_diagnosis",
