@@ -17,6 +17,7 @@ from revprop.report.page import Section, write_page
 from revprop.report.post_training_sections import accuracy_tables, post_training_sections
 from revprop.report.racecar_sections import racecar_sections
 from revprop.report.smoke_sections import smoke_sections
+from revprop.report.stylisation_sections import stylisation_sections
 from revprop.report.tables import Table, diagnosis_table
 from revprop.report.verdict import headline
 from revprop.runs import RunStore, write_atomically
@@ -68,9 +69,8 @@ def write_report(
         if (row["settings"].get("network"), row["settings"].get("data")) in reported
     ]
     kinds = {row["settings"].get("kind") for row in rows}
-    lead = [
-        REGULARISED if kinds <= {"racecar", "smoke"} else EXPLAINED if kinds <= {"adjoint", "baseline"} else REPAIRED
-    ]
+    regularised, explained = kinds <= {"racecar", "smoke", "stylisation"}, kinds <= {"adjoint", "baseline"}
+    lead = [REGULARISED if regularised else EXPLAINED if explained else REPAIRED]
     tables = [study for study in split_by_study(rows) if not study[0]["settings"].get("study")]
     lead += [text for study in tables if (text := headline(Grid.of(study)))]
     return write_page(
@@ -189,7 +189,12 @@ def _sections(rows: Sequence[Row], draw: bool = True, folder: Path | None = None
 
 def _of_methods(rows: Sequence[Row], draw: bool, folder: Path | None = None) -> list[Section]:
     """Those of explaining and of racecar training."""
-    return [*adjoint_sections(rows, draw), *racecar_sections(rows, draw), *smoke_sections(rows, draw, folder)]
+    racecar = (
+        *racecar_sections(rows, draw),
+        *smoke_sections(rows, draw, folder),
+        *stylisation_sections(rows, draw, folder),
+    )
+    return [*adjoint_sections(rows, draw), *racecar]
 
 
 def _diagnoses(rows: Sequence[Row]) -> list[Section]:
