@@ -124,6 +124,40 @@ def test_history() -> None:
     assert changed(state_of(network()), state_of(untouched)) == set()
 
 
+def test_an_epoch_of_several_passes_is_several_epochs(tmp_path: Path) -> None:
+    data, one, other = problem(), network(), network()
+    seen = fit(one, data, two_part_loss, replace(PLAIN, epochs=2, passes=3)).history
+    apart = fit(other, data, two_part_loss, replace(PLAIN, epochs=6)).history
+    assert changed(state_of(one), state_of(other)) == set()
+    for epoch in (1, 2):
+        mean = sum(e.losses["loss"] for e in apart[3 * epoch - 2 : 3 * epoch + 1]) / 3
+        assert seen[epoch].losses["loss"] == pytest.approx(mean, rel=1e-6)
+    kept = replace(PLAIN, epochs=1, passes=3, checkpoint=tmp_path)
+    fit(network(), data, two_part_loss, kept)
+    with pytest.raises(ValueError, match="passes differ"):
+        fit(network(), data, two_part_loss, replace(kept, passes=2, epochs=2))
+    with pytest.raises(ValueError, match="passes: expected at least 1, given 0"):
+        replace(PLAIN, passes=0)
+
+
+def test_what_is_observed_is_kept_and_accuracy_measured_when_asked(tmp_path: Path) -> None:
+    def train(epochs: int, checkpoint: Path | None) -> list[Epoch]:
+        training = replace(PLAIN, epochs=epochs, measure_every=2, checkpoint=checkpoint)
+        return fit(
+            network(),
+            problem(),
+            two_part_loss,
+            training,
+            lambda: 0.5,
+            observe=lambda e: {"half": e / 2} if e != 1 else {},
+        ).history
+
+    train(3, tmp_path)
+    history = train(5, tmp_path)
+    assert [e.observed for e in history] == [{"half": 0.0}, {}, *({"half": e / 2} for e in range(2, 6))]
+    assert [e.accuracy for e in train(5, None)] == [0.5, None, 0.5, None, 0.5, 0.5]
+
+
 def test_memory_of_a_step_against_a_count_by_hand() -> None:
     x, y = torch.randn(5, 4), torch.randn(5, 3)
     frozen, layer = nn.Linear(4, 4), nn.Linear(4, 3)
