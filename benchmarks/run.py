@@ -9,6 +9,7 @@ from pathlib import Path
 import hypersurfaces
 import layers
 import networks
+import racecar
 import torch
 from timing import geometric_mean, machine
 
@@ -23,6 +24,7 @@ def main() -> None:
     large = networks.measure_large()  # first, while nothing else has been held in memory
     whole = networks.measure(given.repeats)
     units = hypersurfaces.measure(given.repeats)
+    penalised = racecar.measure(given.repeats)
     single = layers.measure(given.repeats)
     lines = [
         "# Speed",
@@ -67,6 +69,7 @@ def main() -> None:
         for c in units
         if c not in ones
     ]
+    lines += racecar.table(penalised)
     lines += [
         "",
         "Shares of samples that are wrong, which set the cost of the global strategy: "
@@ -81,7 +84,7 @@ def main() -> None:
     lines += [
         f"| {c.what} | {c.network} | {1e3 * c.times.ours:.2f} | {1e3 * c.times.baseline:.2f} | {c.times.ratio:.3f} | "
         f"{c.times.low:.3f} to {c.times.high:.3f} |"
-        for c in (*whole, large, *units)
+        for c in (*whole, large, *units, *penalised)
     ]
     lines += [
         "",
@@ -99,7 +102,7 @@ def main() -> None:
         part = geometric_mean([c.times.ratio for c in single if c.network == name])
         lines.append(f"| **{name}** | geometric mean | | | | **{part:.2f}** |")
     given.out.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines[:14]))
+    print("\n".join(lines[:18]))
 
 
 if __name__ == "__main__":

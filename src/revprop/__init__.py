@@ -16,6 +16,7 @@ from revprop.racecar import Racecar
 from revprop.reconstruction import Reconstruction, reconstruct
 from revprop.reverse import check
 from revprop.spectrum import Spectrum, spectrum
+from revprop.stylisation import Stylisation, stylise
 from revprop.tasks import Classification, MultiLabel, Regression
 from revprop.training import Training, TrainingDivergedError, train_baseline
 
@@ -38,6 +39,7 @@ __all__ = [
     "Reconstruction",
     "Regression",
     "Spectrum",
+    "Stylisation",
     "Training",
     "TrainingDivergedError",
     "UnsupportedOperatorError",
@@ -52,6 +54,7 @@ __all__ = [
     "post_train",
     "reconstruct",
     "spectrum",
+    "stylise",
     "trace",
     "train_baseline",
 ]

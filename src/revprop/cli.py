@@ -200,6 +200,10 @@ class Reproduce:
     """Another data set for a table's network: a name, or a path."""
     ways: tuple[str, ...] | None = None
     """How a table post-trains: some of bp, fr-paper (as published), fr (towards the nearest features), solve."""
+    network: str | None = None
+    """racecar/figure10 to 13: another network, a name or package.module:factory."""
+    weights: tuple[str, ...] | None = None
+    """racecar/figure10 to 13: files of its trained weights, compared under their names."""
     workers: int | None = None
     """So many runs at once; where not given, one per GPU or else one per core."""
     engine: Literal["local", "ray"] = "local"
@@ -208,7 +212,8 @@ class Reproduce:
     device: str = "auto"
 
     def run(self) -> None:
-        settings = settings_of(self.name, self.scale, self.seeds, data=self.data, ways=self.ways)
+        others = {name: getattr(self, name) for name in ("data", "ways", "network", "weights")}
+        settings = settings_of(self.name, self.scale, self.seeds, **others)
         # experiments of one paper share their baselines, and rows where they ask for the same
         paper, _, experiment = self.name.partition("/")
         folder = self.out / (paper if self.scale == "paper" else f"{paper}-{self.scale}")
@@ -308,7 +313,7 @@ SHAPES = {
     **dict.fromkeys(("resnet20", "resnet32", "vgg7", "resnet20-wide", "resnet20-fixup"), (3, 32, 32)),
     **dict.fromkeys(("racecar-cifar", "racecar-cifar-narrow"), (3, 32, 32)),
     "racecar-bits": (12,),
-    "tiny-imagenet": (3, 64, 64),
+    **dict.fromkeys(("tiny-imagenet", "vgg-small"), (3, 64, 64)),
     "imagenette": (3, 224, 224),
     "imagewoof": (3, 224, 224),
     "resnet18": (3, 224, 224),

@@ -25,6 +25,7 @@ __all__ = [
     "Data",
     "baseline_row",
     "build_network",
+    "find_weights",
     "load_baseline",
     "load_baseline_data",
     "load_split",
@@ -97,10 +98,15 @@ def weights_name(path: str | Path) -> str:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    return f"{path} ({hashlib.sha256(_find_weights(path).read_bytes()).hexdigest()[:8]})"
+    return f"{path} ({hashlib.sha256(find_weights(path).read_bytes()).hexdigest()[:8]})"
 
 
-def _find_weights(path: str | Path) -> Path:
+def find_weights(path: str | Path) -> Path:
+    """A file of weights, its path from here or from the folder of data.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     for found in (Path(path), data_root() / path):
         if found.is_file():
             return found
@@ -196,7 +202,7 @@ def baseline_row(
     model = build_network(baseline.network, baseline.seed, len(data.classes))
     weights = _weights(baseline, folder)
     if baseline.weights:
-        load_weights(model, _find_weights(baseline.weights))
+        load_weights(model, find_weights(baseline.weights))
         model.eval()
         accuracy: float | None = _accuracy(model, data)
         history: list[dict[str, Any]] = []

@@ -308,6 +308,12 @@ def _collect() -> Mapping[str, Experiment]:
         found[f"racecar/table{number}"] = Experiment(partial(racecar.table, number), study.run)
     for number in racecar.FIGURES:
         found[f"racecar/figure{number}"] = Experiment(partial(racecar.figure, number), study.run)
+    smoke = importlib.import_module("revprop.experiments.smoke_transfer")  # as well
+    for name in smoke.PARTS:
+        found[f"racecar/{name}"] = Experiment(partial(smoke.figure, name), smoke.run)
+    pictures = importlib.import_module("revprop.experiments.stylisation")  # as well
+    for number in pictures.FIGURES:
+        found[f"racecar/figure{number}"] = Experiment(partial(pictures.figure, number), pictures.run)
     for name, paper in (("cifar10", reconstruction_quality.CIFAR10), ("resnet20", reconstruction_quality.RESNET20)):
         found[f"design/{name}"] = Experiment(partial(_quality, paper), _run_quality)
     return found

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from revprop.errors import NonFiniteError, near_matches
-from revprop.networks import adjoint_back_map, fr_pt, racecar, resnet, tutorial, vit
+from revprop.networks import adjoint_back_map, fr_pt, racecar, resnet, tutorial, vgg, vit
 from revprop.networks.fr_pt import ConvNet
 
 __all__ = ["NETWORKS", "ConvNet", "load_network", "load_weights"]
@@ -39,6 +39,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "racecar-mnist": racecar.mnist,
     "racecar-cifar": racecar.cifar,
     "racecar-cifar-narrow": racecar.cifar_narrow,
+    "vgg-small": vgg.vgg_small,
 }
 """Every network of this package by name: factories that take the keywords ``classes`` and ``seed``."""
 

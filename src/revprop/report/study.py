@@ -16,6 +16,8 @@ from revprop.report.grid import Grid, split_by_study
 from revprop.report.page import Section, write_page
 from revprop.report.post_training_sections import accuracy_tables, post_training_sections
 from revprop.report.racecar_sections import racecar_sections
+from revprop.report.smoke_sections import smoke_sections
+from revprop.report.stylisation_sections import stylisation_sections
 from revprop.report.tables import Table, diagnosis_table
 from revprop.report.verdict import headline
 from revprop.runs import RunStore, write_atomically
@@ -67,11 +69,15 @@ def write_report(
         if (row["settings"].get("network"), row["settings"].get("data")) in reported
     ]
     kinds = {row["settings"].get("kind") for row in rows}
-    lead = [REGULARISED if kinds == {"racecar"} else EXPLAINED if kinds <= {"adjoint", "baseline"} else REPAIRED]
+    regularised, explained = kinds <= {"racecar", "smoke", "stylisation"}, kinds <= {"adjoint", "baseline"}
+    lead = [REGULARISED if regularised else EXPLAINED if explained else REPAIRED]
     tables = [study for study in split_by_study(rows) if not study[0]["settings"].get("study")]
     lead += [text for study in tables if (text := headline(Grid.of(study)))]
     return write_page(
-        path or folder / "report.html", title, "\n\n".join(lead), [*_sections(rows), _provenance([*baselines, *rows])]
+        path or folder / "report.html",
+        title,
+        "\n\n".join(lead),
+        [*_sections(rows, folder=folder), _provenance([*baselines, *rows])],
     )
 
 
@@ -103,7 +109,7 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
         ValueError: the folder holds no finished run.
     """
     rows = RunStore(folder / "rows").rows()
-    figures = [figure for section in _sections(rows) for figure in section.figures]
+    figures = [figure for section in _sections(rows, folder=folder) for figure in section.figures]
     if not figures:
         raise ValueError(f"no figure to draw from {folder / 'rows'}: run revprop demo, diagnose or post-train first")
     written = []
@@ -137,7 +143,7 @@ def study_tables(rows: Sequence[Row]) -> list[Table]:
         )
         for table in section.tables
     ]
-    others = [*study_figures.sections(rows, False), *adjoint_sections(rows, False), *racecar_sections(rows, False)]
+    others = [*study_figures.sections(rows, False), *_of_methods(rows, False)]
     return [*cells, *ablations, *(table for section in others for table in section.tables)]
 
 
@@ -175,10 +181,20 @@ def reconstruction_table(rows: Sequence[Row]) -> Table:
     )
 
 
-def _sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
-    figures = study_figures.sections(rows, draw)
-    others = [*adjoint_sections(rows, draw), *racecar_sections(rows, draw)]
-    return [*_diagnoses(rows), *_reconstructions(rows), *post_training_sections(rows, draw), *figures, *others]
+def _sections(rows: Sequence[Row], draw: bool = True, folder: Path | None = None) -> list[Section]:
+    """The sections of all kinds of rows; ``folder``: where pictures lie beside them."""
+    found = [*_diagnoses(rows), *_reconstructions(rows), *post_training_sections(rows, draw)]
+    return [*found, *study_figures.sections(rows, draw), *_of_methods(rows, draw, folder)]
+
+
+def _of_methods(rows: Sequence[Row], draw: bool, folder: Path | None = None) -> list[Section]:
+    """Those of explaining and of racecar training."""
+    racecar = (
+        *racecar_sections(rows, draw),
+        *smoke_sections(rows, draw, folder),
+        *stylisation_sections(rows, draw, folder),
+    )
+    return [*adjoint_sections(rows, draw), *racecar]
 
 
 def _diagnoses(rows: Sequence[Row]) -> list[Section]:
