@@ -69,7 +69,7 @@ def _sampling(sizes: Sizes, repeats: int) -> list[NetworkCase]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for case in measure():
+    for case in measure(5):
         t = case.times
         print(
             f"{case.what}: {1e3 * t.ours:.2f} / {1e3 * t.baseline:.2f} ms = {t.ratio:.3f} ({t.low:.3f} to {t.high:.3f})"

@@ -3,7 +3,7 @@
 from revprop.alignment.adversarial import CONTESTS, Contest, FeatureAlignedGAN
 from revprop.alignment.baselines import GAN, VAE, AutoEncoder
 from revprop.alignment.constraint import WEIGHT_BOUND, clamp_weights, orthogonal_weights
-from revprop.alignment.encoder import FeatureAligned, half_squares
+from revprop.alignment.encoder import AffineDecoder, FeatureAligned, half_squares
 from revprop.alignment.local import ARCSINH, LocalFeatureAligned
 from revprop.alignment.paper_models import MODELS, Sizes, paper_model
 from revprop.alignment.settings import AlignmentSettings
@@ -17,6 +17,7 @@ __all__ = [
     "MODELS",
     "VAE",
     "WEIGHT_BOUND",
+    "AffineDecoder",
     "AlignmentSettings",
     "AutoEncoder",
     "Contest",

@@ -13,7 +13,7 @@ from revprop.alignment.constraint import WEIGHT_BOUND, clamp_weights
 from revprop.alignment.start import first_step, jacobian, mixing
 from revprop.errors import near_matches, require_finite
 
-__all__ = ["INITS", "OUTPUTS", "FeatureAligned", "half_squares"]
+__all__ = ["INITS", "OUTPUTS", "AffineDecoder", "FeatureAligned", "half_squares"]
 
 Init = Literal["zeros", "normal", "uniform"]
 Output = Literal["sigmoid", "tanh"]
@@ -163,6 +163,21 @@ class FeatureAligned(nn.Module):
         matrix = self.step_size * weights.reshape(-1, 1) * rows.flatten(1)
         return matrix, start.flatten() - found.flatten() @ matrix
 
+    @torch.no_grad()
+    def decoder(self) -> AffineDecoder:
+        """:meth:`affine` as a module of its own that gives what ``invert`` gives, as the parameters are now: for many samples of
+        a trained model, at the cost of one product of matrices.
+
+        Raises:
+            ValueError: as :meth:`affine` does.
+
+        >>> encoder = FeatureAligned(nn.Linear(6, 2), (6,), output="tanh")
+        >>> z = torch.randn(3, 2)
+        >>> torch.allclose(encoder.decoder()(z), encoder.invert(z), atol=1e-6)
+        True
+        """
+        return AffineDecoder(*self.affine(), self.input_shape, self.output)
+
     # -- what the models built on this one share ------------------------------------------------------------------------------
 
     def shares_start(self) -> bool:
@@ -250,6 +265,27 @@ class FeatureAligned(nn.Module):
         if x.shape[1:] != self.input_shape:
             shape = ", ".join(map(str, self.input_shape))
             raise ValueError(f"x: expected inputs of shape (n, {shape}), given {tuple(x.shape)}")
+
+
+class AffineDecoder(nn.Module):
+    """``output(offset + z @ matrix)``: an encoder's inverse by one step from zeros, written out (:meth:`FeatureAligned.decoder`).
+
+    Args:
+        matrix: (latent variables, pixels). offset: (pixels,). input_shape: of one example. output: None, "sigmoid" or "tanh".
+    """
+
+    def __init__(self, matrix: Tensor, offset: Tensor, input_shape: Sequence[int], output: str | None) -> None:
+        super().__init__()
+        self.matrix: Tensor
+        self.offset: Tensor
+        self.register_buffer("matrix", matrix)
+        self.register_buffer("offset", offset)
+        self.input_shape, self.output = tuple(input_shape), output
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(n, ...) -> (n, *input_shape)."""
+        r = torch.addmm(self.offset, z.flatten(1), self.matrix)
+        return OUTPUTS[self.output](r).view(len(z), *self.input_shape)
 
 
 def _because(module: nn.Module) -> str:

@@ -302,6 +302,8 @@ def _collect() -> Mapping[str, Experiment]:
         found[f"adjoint/table{number}"] = Experiment(partial(maps.table, number), maps.run)
     for number in range(6, 12):
         found[f"adjoint/figure{number}"] = Experiment(partial(maps.figure, number), maps.run)
+    toy = importlib.import_module("revprop.experiments.alignment_figure2")
+    found["alignment/figure2"] = Experiment(toy.settings, toy.run)
     for name, paper in (("cifar10", reconstruction_quality.CIFAR10), ("resnet20", reconstruction_quality.RESNET20)):
         found[f"design/{name}"] = Experiment(partial(_quality, paper), _run_quality)
     return found

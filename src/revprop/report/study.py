@@ -11,6 +11,7 @@ import numpy as np
 
 from revprop.report import study_figures
 from revprop.report.adjoint_sections import adjoint_sections
+from revprop.report.alignment_sections import alignment_sections
 from revprop.report.figures import deviation_bars, discrepancy_maps, figure_to_svg
 from revprop.report.grid import Grid, split_by_study
 from revprop.report.page import Section, write_page
@@ -30,6 +31,8 @@ REPAIRED = (
 EXPLAINED = (
     "revprop finds the linear functional on the input and the biases that a unit of a trained network is, exactly."
 )
+
+ALIGNED = "revprop trains encoders that are their own decoders: what they say is given back by a step down their own gradient."
 
 
 def write_report(
@@ -63,6 +66,8 @@ def write_report(
     ]
     explained = all(row["settings"].get("kind") in ("adjoint", "baseline") for row in rows)
     lead = [EXPLAINED if explained else REPAIRED]
+    if all(str(row["settings"].get("kind")).startswith("alignment") for row in rows):
+        lead = [ALIGNED]
     tables = [study for study in split_by_study(rows) if not study[0]["settings"].get("study")]
     lead += [text for study in tables if (text := headline(Grid.of(study)))]
     return write_page(
@@ -132,7 +137,11 @@ def study_tables(rows: Sequence[Row]) -> list[Table]:
         )
         for table in section.tables
     ]
-    others = [*study_figures.sections(rows, False), *adjoint_sections(rows, False)]
+    others = [
+        *study_figures.sections(rows, False),
+        *adjoint_sections(rows, False),
+        *alignment_sections(rows, False),
+    ]
     return [*cells, *ablations, *(table for section in others for table in section.tables)]
 
 
@@ -172,7 +181,7 @@ def reconstruction_table(rows: Sequence[Row]) -> Table:
 
 def _sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
     figures = study_figures.sections(rows, draw)
-    units = adjoint_sections(rows, draw)
+    units = [*adjoint_sections(rows, draw), *alignment_sections(rows, draw)]
     return [*_diagnoses(rows), *_reconstructions(rows), *post_training_sections(rows, draw), *figures, *units]
 
 
