@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from training_cases import run_and_kill
 
@@ -22,13 +28,19 @@ from revprop.alignment import (
     VariationalFeatureAligned,
     between,
     divergence,
+    frechet_distance,
     half_squares,
     paper_model,
 )
 from revprop.alignment.paper_models import MODELS
+from revprop.experiments import alignment_images, alignment_sizes
 from revprop.experiments.alignment_figure2 import WAYS, Figure2, measure
+from revprop.experiments.alignment_images import as_png
 from revprop.experiments.alignment_training import AdamWith, train_generative
+from revprop.experiments.catalogue import settings_of
 from revprop.networks import feature_alignment as networks
+from revprop.report.alignment_sections import alignment_sections
+from revprop.report.study import write_report
 from revprop.training import Training, TrainingDivergedError
 
 SMALL = Sizes((1, 8, 8), hidden=24, width=4, latent=5, classes=3, refiner=4)
@@ -415,6 +427,80 @@ def test_a_trained_encoder_gives_its_images_back() -> None:
     train_generative(model, (x,), Training(15, 32, 3e-3, 0, "cpu", recipe=AdamWith(betas=CODE.betas)))
     error = float((model.reconstruct(held) - held).square().mean())
     assert error < 0.5 * float((held - x.mean(0)).square().mean())
+
+
+# -- how images are judged -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "features"), [(50, 4), (5, 9)])
+def test_the_frechet_distance_is_equation_10(n: int, features: int) -> None:
+    """Against SciPy's root of a matrix that is not symmetric; with fewer samples than features the covariances are singular."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, features, generator=generator, dtype=torch.float64) for _ in range(2))
+    b = b * torch.linspace(0.5, 2, features) + 1
+    one, two = np.cov(a.numpy(), rowvar=False), np.cov(b.numpy(), rowvar=False)
+    root = scipy.linalg.sqrtm(one @ two + 1e-12 * np.eye(features))
+    expected = float((a.mean(0) - b.mean(0)).square().sum()) + np.trace(one + two - 2 * root.real)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="second: expected features"):
+        frechet_distance(a, b[:1])
+
+
+def test_more_samples_of_the_same_distribution_are_nearer() -> None:
+    x = torch.randn(4000, 10, generator=torch.Generator().manual_seed(0))
+    few, many = (frechet_distance(x[:n], x[n : 2 * n]) for n in (50, 2000))
+    assert 0 < many < 0.2 * few
+
+
+def test_a_sheet_of_images_is_a_png() -> None:
+    images = torch.linspace(0, 1, 3).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(as_png(images, 2)))))
+    assert sheet.shape == (5, 5)
+    assert [sheet[0, 0], sheet[0, 3], sheet[3, 0], sheet[3, 4], sheet[2, 0]] == [0, 128, 255, 255, 255]
+
+
+# -- the experiments -------------------------------------------------------------------------------------------------------
+
+
+def test_sizes_and_times_as_a_row_and_a_table(tmp_path: Path) -> None:
+    rows = alignment_sizes.run(settings_of("alignment/table3", "smoke"), tmp_path, "cpu")
+    (row,) = rows
+    models = row["models"]
+    assert set(models) == {"vae", "gan", "vfa", "vfa-gan", "vfa, affine"}
+    assert models["vfa, affine"]["parameters"] == 138 * 784 + 784
+    assert all(seconds > 0 for found in models.values() for seconds in found["seconds"].values())
+    (section,) = alignment_sections(rows)
+    assert [line[0] for line in section.tables[0].rows] == ["VAE", "GAN", "VFA", "VFA, written out", "VFA-GAN"]
+    assert section.tables[0].rows[2][2:5] == [
+        "14.00",
+        f"{models['vfa']['parameters'] / models['vae']['parameters']:.3f}",
+        "0.511",
+    ]
+    with pytest.raises(ValueError, match="seeds: sizes and times"):
+        settings_of("alignment/table3", "smoke", seeds=2)
+
+
+def test_images_as_rows_and_a_page(tmp_path: Path) -> None:
+    study = replace(
+        settings_of("alignment/mnist", "smoke"), models=("fa", "vfa", "gan"), epochs=1, samples=64, images=40
+    )
+    study = replace(study, classifier=replace(study.classifier, epochs=1, samples=100))
+    rows = alignment_images.run(study, tmp_path, "cpu", workers=1)
+    assert [row["settings"]["model"] for row in rows] == ["fa", "vfa", "gan"]
+    assert all(row["error"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
+    assert [set(row["grids"]) for row in rows] == [
+        {"reconstruction"},
+        {"reconstruction", "samples", "interpolation"},
+        {"reconstruction", "samples", "interpolation"},
+    ]
+    assert set(rows[0]["inverted"]) == {"invert", "reconstruct, global"}
+    again = alignment_images.run(study, tmp_path, "cpu", report=lambda line: pytest.fail(line), workers=1)
+    assert again == rows
+    page = write_report(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "digits, trained on digits, which gets" in text
+    assert text.count("data:image/svg+xml") == 3
 
 
 # -- the toy ---------------------------------------------------------------------------------------------------------------

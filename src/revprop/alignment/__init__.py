@@ -4,6 +4,7 @@ from revprop.alignment.adversarial import CONTESTS, Contest, FeatureAlignedGAN
 from revprop.alignment.baselines import GAN, VAE, AutoEncoder
 from revprop.alignment.constraint import WEIGHT_BOUND, clamp_weights, orthogonal_weights
 from revprop.alignment.encoder import AffineDecoder, FeatureAligned, half_squares
+from revprop.alignment.frechet import frechet_distance
 from revprop.alignment.local import ARCSINH, LocalFeatureAligned
 from revprop.alignment.paper_models import MODELS, Sizes, paper_model
 from revprop.alignment.settings import AlignmentSettings
@@ -30,6 +31,7 @@ __all__ = [
     "between",
     "clamp_weights",
     "divergence",
+    "frechet_distance",
     "half_squares",
     "orthogonal_weights",
     "paper_model",

@@ -206,7 +206,10 @@ class FeatureAligned(nn.Module):
     def steps_towards(self, z: Tensor, found: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """What ``invert`` does. found: E of the start, where known."""
         done = 0
-        if self.shares_start():
+        alone = (
+            len(z) == 1 and not torch.is_grad_enabled()
+        )  # then nothing is shared, and the plain way has less around it
+        if self.shares_start() and not alone:
             start = self._start(1, z, None)
             r, done = start + self.step_size * first_step(self.module, start, z, self.weights, found), 1
             r = r if torch.is_grad_enabled() else r.detach()

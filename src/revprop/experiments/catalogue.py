@@ -302,8 +302,12 @@ def _collect() -> Mapping[str, Experiment]:
         found[f"adjoint/table{number}"] = Experiment(partial(maps.table, number), maps.run)
     for number in range(6, 12):
         found[f"adjoint/figure{number}"] = Experiment(partial(maps.figure, number), maps.run)
-    toy = importlib.import_module("revprop.experiments.alignment_figure2")
-    found["alignment/figure2"] = Experiment(toy.settings, toy.run)
+    for name, file in (("figure2", "alignment_figure2"), ("mnist", "alignment_images")):
+        module = importlib.import_module(f"revprop.experiments.{file}")
+        found[f"alignment/{name}"] = Experiment(module.settings, module.run)
+    sizes = importlib.import_module("revprop.experiments.alignment_sizes")
+    for number in sizes.DATA:
+        found[f"alignment/table{number}"] = Experiment(partial(sizes.table, number), sizes.run)
     for name, paper in (("cifar10", reconstruction_quality.CIFAR10), ("resnet20", reconstruction_quality.RESNET20)):
         found[f"design/{name}"] = Experiment(partial(_quality, paper), _run_quality)
     return found
