@@ -28,7 +28,7 @@ def measure(repeats: int = 9) -> list[NetworkCase]:
         ours = _step(shared, partial(aligned.alignment_loss, x), optimized)
         theirs = _step(plain, partial(as_written, plain, x), optimized)
         what = f"alignment, {name}, {BATCH} images"
-        found.append(NetworkCase(what, NETWORK, 0.0, paired(ours, theirs, repeats)))
+        found.append(NetworkCase(what, NETWORK, 0.0, paired(ours, theirs, repeats), "Algorithm 1 as written"))
     return [*found, *_sampling(sizes, repeats)]
 
 
@@ -57,14 +57,22 @@ def _step(module: nn.Module, loss: Callable[[], Tensor], optimized: bool) -> Cal
 
 
 def _sampling(sizes: Sizes, repeats: int) -> list[NetworkCase]:
+    """Samples by the step itself, one by one and many at once; and by what one step from zeros is, one product of matrices."""
     settings = AlignmentSettings.published_code()
     vfa, vae = (paper_model(name, sizes, settings, orthogonal=False).eval() for name in ("vfa", "vae"))
-    found = []
-    for n in (1, 1000):
-        what = f"VFA's sampling / VAE's, {n:,} at once"
-        times = paired(partial(vfa.sample, n), partial(vae.sample, n), repeats if n == 1 else 3)  # type: ignore[operator]
-        found.append(NetworkCase(what, NETWORK, 0.0, times))
-    return found
+    decoder = vfa.aligned.decoder()  # type: ignore[operator, union-attr]
+    codes = sizes.latent + sizes.classes
+    ways: list[tuple[str, int, Callable[[int], Tensor]]] = [
+        ("VFA's samples", 1, vfa.sample),  # type: ignore[list-item]
+        ("VFA's samples", BATCH, vfa.sample),  # type: ignore[list-item]
+        ("VFA's samples, its step written out as a matrix", 1, lambda n: decoder(torch.randn(n, codes))),
+    ]
+    return [
+        NetworkCase(
+            f"{what}, {n} at once", NETWORK, 0.0, paired(partial(way, n), partial(vae.sample, n), repeats), "a VAE's"
+        )  # type: ignore[operator]
+        for what, n, way in ways
+    ]
 
 
 def main() -> None:

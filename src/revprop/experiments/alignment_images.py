@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import io
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from revprop.alignment import AlignmentSettings, FeatureAligned, Sizes, frechet_distance, paper_model
 from revprop.experiments.alignment_training import AdamWith, train_generative
-from revprop.experiments.baseline import Baseline, load_baseline, load_baseline_data
+from revprop.experiments.baseline import Baseline, load_baseline, load_baseline_data, save_weights
 from revprop.graph import trace
 from revprop.networks.feature_alignment import PAPER
 from revprop.reconstruction import reconstruct
@@ -30,6 +31,7 @@ __all__ = ["MODELS", "AlignmentImages", "as_png", "measure", "run", "settings", 
 
 MODELS = ("ae", "vae", "gan", "fa", "vfa", "vfa-gan", "local")
 ACROSS = 8
+CLOSED = 16  # images whose codes are inverted both ways
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ def measure(study: AlignmentImages, name: str, seed: int, folder: Path, device: 
     if hasattr(model, "interpolate"):
         grids["interpolation"] = found.interpolate(real[:4], real[4:8], ACROSS).flatten(0, 1)
     if isinstance(model, FeatureAligned):
-        result["inverted"] = _closed_loop(model, real[:64])
+        result["inverted"] = _closed_loop(model, real[:CLOSED])
     result["grids"] = {what: as_png(images, ACROSS) for what, images in grids.items()}
+    save_weights(model, folder / "models" / f"{checkpoint.name}.safetensors")
+    shutil.rmtree(checkpoint, ignore_errors=True)  # three times the size of the weights
     return result
 
 

@@ -217,7 +217,7 @@ def _closed_loops(by_model: Mapping[str, Sequence[Row]]) -> list[Table]:
     for way in rows[0]["inverted"]:
         parts = [[row["inverted"][way][part] for row in rows] for part in ("error", "code", "seconds")]
         lines.append([way, *(three_digits(statistics.fmean(values)) for values in parts)])
-    columns = ["way", "|x - reconstruction|^2", "|E(r) - z| / |z|", "seconds, 64 images"]
+    columns = ["way", "|x - reconstruction|^2", "|E(r) - z| / |z|", "seconds, 16 images"]
     note = "Both from zeros, for the same codes of the same trained encoders (FA)."
     return [Table("The same codes by the encoder's inverse and by reconstruct", columns, lines, note)]
 
