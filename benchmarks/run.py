@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import alignment
-import alignment
 import hypersurfaces
 import layers
 import networks
@@ -25,7 +24,6 @@ def main() -> None:
     large = networks.measure_large()  # first, while nothing else has been held in memory
     whole = networks.measure(given.repeats)
     units = hypersurfaces.measure(given.repeats)
-    aligned = alignment.measure(given.repeats)
     aligned = alignment.measure(given.repeats)
     single = layers.measure(given.repeats)
     lines = [
@@ -70,11 +68,6 @@ def main() -> None:
         f"{c.times.ratio:.2f}: {c.remark} |"
         for c in units
         if c not in ones
-    ]
-    aims = ("<= 0.8", "<= 0.8", "<= 1.24", "<= 1.24", "<= 1.24")
-    lines += [
-        f"| {c.what}, {c.network} | {c.remark} | {aim} | {c.times.ratio:.2f} |"
-        for c, aim in zip(aligned, aims, strict=True)
     ]
     aims = ("<= 0.8", "<= 0.8", "<= 1.24", "<= 1.24", "<= 1.24")
     lines += [
