@@ -6,6 +6,7 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
+import alignment
 import hypersurfaces
 import layers
 import networks
@@ -25,6 +26,7 @@ def main() -> None:
     whole = networks.measure(given.repeats)
     units = hypersurfaces.measure(given.repeats)
     penalised = racecar.measure(given.repeats)
+    aligned = alignment.measure(given.repeats)
     single = layers.measure(given.repeats)
     lines = [
         "# Speed",
@@ -70,6 +72,11 @@ def main() -> None:
         if c not in ones
     ]
     lines += racecar.table(penalised)
+    aims = ("<= 0.8", "<= 0.8", "<= 1.24", "<= 1.24", "<= 1.24")
+    lines += [
+        f"| {c.what}, {c.network} | {c.remark} | {aim} | {c.times.ratio:.2f} |"
+        for c, aim in zip(aligned, aims, strict=True)
+    ]
     lines += [
         "",
         "Shares of samples that are wrong, which set the cost of the global strategy: "
@@ -84,7 +91,7 @@ def main() -> None:
     lines += [
         f"| {c.what} | {c.network} | {1e3 * c.times.ours:.2f} | {1e3 * c.times.baseline:.2f} | {c.times.ratio:.3f} | "
         f"{c.times.low:.3f} to {c.times.high:.3f} |"
-        for c in (*whole, large, *units, *penalised)
+        for c in (*whole, large, *units, *penalised, *aligned)
     ]
     lines += [
         "",

@@ -1,6 +1,18 @@
 """revprop runs trained PyTorch networks backwards: reconstruct, repair, explain, regularise, generate."""
 
 from revprop.adjoint import Hypersurface, hypersurface
+from revprop.alignment import (
+    GAN,
+    VAE,
+    AlignmentSettings,
+    AutoEncoder,
+    FeatureAligned,
+    FeatureAlignedGAN,
+    LocalFeatureAligned,
+    VariationalFeatureAligned,
+    clamp_weights,
+    orthogonal_weights,
+)
 from revprop.attribution import Contributions
 from revprop.closed_form import ClosedForm
 from revprop.completeness import completeness
@@ -23,14 +35,21 @@ from revprop.training import Training, TrainingDivergedError, train_baseline
 __version__ = "0.1.0"
 
 __all__ = [
+    "GAN",
+    "VAE",
+    "AlignmentSettings",
+    "AutoEncoder",
     "Classification",
     "ClosedForm",
     "Contributions",
     "Diagnosis",
     "ExportError",
+    "FeatureAligned",
+    "FeatureAlignedGAN",
     "Graph",
     "Hypersurface",
     "InformationPlane",
+    "LocalFeatureAligned",
     "MultiLabel",
     "NonFiniteError",
     "Orthogonality",
@@ -43,7 +62,9 @@ __all__ = [
     "Training",
     "TrainingDivergedError",
     "UnsupportedOperatorError",
+    "VariationalFeatureAligned",
     "check",
+    "clamp_weights",
     "completeness",
     "diagnose",
     "embed_labels",
@@ -51,6 +72,7 @@ __all__ = [
     "hypersurface",
     "information_plane",
     "mutual_information",
+    "orthogonal_weights",
     "post_train",
     "reconstruct",
     "spectrum",

@@ -107,6 +107,7 @@ def fit(
     description: str = "training",
     before_epoch: Callable[[int], None] | None = None,
     observe: Callable[[int], Mapping[str, float]] | None = None,
+    parts: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> Fitted:
     """Trains the parameters of ``module`` that require gradients on shuffled batches of ``data``, by Adam or as the recipe says.
 
@@ -118,6 +119,8 @@ def fit(
         identity: what the checkpoint belongs to; a checkpoint of something else is refused.
         before_epoch: called with the number of each epoch as it begins; its time counts as the epoch's.
         observe: called with the number of each epoch done, 0 first; what it returns is kept with the epoch.
+        parts: parameters that minimise losses of their own, by the loss's name, in place of "loss", which is then only checked
+            and recorded: a generator against a discriminator. All are stepped at once, after the last part's gradient.
 
     Returns:
         A :class:`Fitted`: the history, one :class:`Epoch` per epoch, the state before training first; and a step's memory.
@@ -173,9 +176,12 @@ def fit(
                         losses = loss(wrapped, batch)
                         value = float(losses["loss"].detach())
                         if not math.isfinite(value):
-                            raise state.diverged(f"the loss is {value}", step, epoch)
+                            raise state.diverged(f"the loss is {value}", step, epoch, _terms(losses))
                         optimizer.zero_grad(set_to_none=True)
-                        fabric.backward(losses["loss"])
+                        if parts is None:
+                            fabric.backward(losses["loss"])
+                        for left, (name, own) in enumerate((parts or {}).items(), start=1 - len(parts or {})):
+                            fabric.backward(losses[name], inputs=list(own), retain_graph=left < 0)
                     rate = training.recipe.rate(
                         training.learning_rate, epoch - 1 + (step - 0.5) / steps, training.epochs
                     )
@@ -198,6 +204,12 @@ def fit(
     return Fitted(history, memory.bytes(device))
 
 
+def _terms(losses: Mapping[str, Tensor]) -> str:
+    """The terms of a loss, where it has some."""
+    named = [f"{name} {float(part.detach()):.4g}" for name, part in losses.items() if name != "loss"]
+    return f". The terms were: {', '.join(named)}" if named else ""
+
+
 @dataclass
 class _Checkpoint:
     """State after an epoch: ``state-<epoch>.safetensors`` beside ``state.json``, which names it and is replaced last."""
@@ -216,11 +228,11 @@ class _Checkpoint:
         chosen |= {"passes": self.training.passes} if self.training.passes != 1 else {}
         return json.loads(json.dumps({**self.identity, **chosen}))
 
-    def diverged(self, what: str, step: int, epoch: int) -> TrainingDivergedError:
+    def diverged(self, what: str, step: int, epoch: int, terms: str = "") -> TrainingDivergedError:
         kept = f"the last good state is {self.last}" if self.last else "no checkpoint was kept"
         return TrainingDivergedError(
             f"{what} at step {step} of epoch {epoch}; {kept}. Lower the learning rate "
-            f"({self.training.learning_rate}), or look for extreme values in the targets"
+            f"({self.training.learning_rate}), or look for extreme values in the targets{terms}"
         )
 
     def save(self, history: list[Epoch]) -> None:

@@ -314,6 +314,12 @@ def _collect() -> Mapping[str, Experiment]:
     pictures = importlib.import_module("revprop.experiments.stylisation")  # as well
     for number in pictures.FIGURES:
         found[f"racecar/figure{number}"] = Experiment(partial(pictures.figure, number), pictures.run)
+    for name, file in (("figure2", "alignment_figure2"), ("mnist", "alignment_images")):
+        module = importlib.import_module(f"revprop.experiments.{file}")
+        found[f"alignment/{name}"] = Experiment(module.settings, module.run)
+    sizes = importlib.import_module("revprop.experiments.alignment_sizes")
+    for number in sizes.DATA:
+        found[f"alignment/table{number}"] = Experiment(partial(sizes.table, number), sizes.run)
     for name, paper in (("cifar10", reconstruction_quality.CIFAR10), ("resnet20", reconstruction_quality.RESNET20)):
         found[f"design/{name}"] = Experiment(partial(_quality, paper), _run_quality)
     return found

@@ -11,6 +11,7 @@ import numpy as np
 
 from revprop.report import study_figures
 from revprop.report.adjoint_sections import adjoint_sections
+from revprop.report.alignment_sections import alignment_sections
 from revprop.report.figures import deviation_bars, discrepancy_maps, figure_to_svg
 from revprop.report.grid import Grid, split_by_study
 from revprop.report.page import Section, write_page
@@ -37,6 +38,8 @@ REGULARISED = (
     "revprop trains a network with its own reverse pass, so that its features keep the input, and shows what that does to what it "
     "learns next."
 )
+
+ALIGNED = "revprop trains encoders that are their own decoders: what they say is given back by a step down their own gradient."
 
 
 def write_report(
@@ -71,6 +74,8 @@ def write_report(
     kinds = {row["settings"].get("kind") for row in rows}
     regularised, explained = kinds <= {"racecar", "smoke", "stylisation"}, kinds <= {"adjoint", "baseline"}
     lead = [REGULARISED if regularised else EXPLAINED if explained else REPAIRED]
+    if all(str(kind).startswith("alignment") for kind in kinds):
+        lead = [ALIGNED]
     tables = [study for study in split_by_study(rows) if not study[0]["settings"].get("study")]
     lead += [text for study in tables if (text := headline(Grid.of(study)))]
     return write_page(
@@ -188,13 +193,13 @@ def _sections(rows: Sequence[Row], draw: bool = True, folder: Path | None = None
 
 
 def _of_methods(rows: Sequence[Row], draw: bool, folder: Path | None = None) -> list[Section]:
-    """Those of explaining and of racecar training."""
+    """Those of explaining, of racecar training and of feature alignment."""
     racecar = (
         *racecar_sections(rows, draw),
         *smoke_sections(rows, draw, folder),
         *stylisation_sections(rows, draw, folder),
     )
-    return [*adjoint_sections(rows, draw), *racecar]
+    return [*adjoint_sections(rows, draw), *racecar, *alignment_sections(rows, draw)]
 
 
 def _diagnoses(rows: Sequence[Row]) -> list[Section]:

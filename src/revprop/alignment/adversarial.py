@@ -1,0 +1,145 @@
+"""Losses of a generator against a discriminator, and feature alignment with both (section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from revprop.alignment.constraint import clamp_weights
+from revprop.alignment.encoder import half_squares
+from revprop.alignment.variational import VariationalFeatureAligned
+from revprop.errors import near_matches
+
+__all__ = ["CONTESTS", "Contest", "FeatureAlignedGAN"]
+
+ContestName = Literal["least-squares", "wasserstein"]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What a generator and a discriminator minimise.
+
+    Attributes:
+        generator: of the scores of what was generated. discriminator: of the scores of real and of generated images.
+        bound: within which the discriminator's weights are kept; None: no bound.
+    """
+
+    generator: Callable[[Tensor], Tensor]
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    bound: float | None = None
+
+
+CONTESTS: dict[str, Contest] = {
+    "least-squares": Contest(
+        lambda fake: (1 - fake).square().mean(),
+        lambda real, fake: (1 - real).square().mean() + (-1 - fake).square().mean(),
+    ),
+    "wasserstein": Contest(lambda fake: -fake.mean(), lambda real, fake: fake.mean() - real.mean(), bound=0.01),
+}
+"""Least squares with targets +1 and -1 (Mao et al., 2017; Equations 7 and 8); Wasserstein, its critic's weights clipped at 0.01
+(Arjovsky et al., 2017)."""
+
+
+def contest_of(name: str) -> Contest:
+    """The contest of this name."""
+    if name not in CONTESTS:
+        raise ValueError(near_matches(name, CONTESTS, "contest"))
+    return CONTESTS[name]
+
+
+class FeatureAlignedGAN(nn.Module):
+    """A variational encoder, a generator that improves what is inverted, and a discriminator (Equations 6 to 8).
+
+    The encoder minimises what it does by itself. With ``r`` the inverted image, the generator minimises
+
+        contest(D(G(r))) + perceptual * (1/2 |mean(x) - mean(G(r))|^2 + 1/2 |variance(x) - variance(G(r))|^2),
+
+    mean and variance being the encoder's; no gradient of it reaches the encoder. All are stepped at once, from the same batch.
+
+    Args:
+        encoder: :class:`VariationalFeatureAligned`. generator: images to images of the same shape. discriminator: images to a
+            score each, (n, 1). contest: "least-squares" or "wasserstein". perceptual: lambda.
+
+    Raises:
+        ValueError: an unknown contest, a negative weight.
+    """
+
+    def __init__(
+        self,
+        encoder: VariationalFeatureAligned,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        contest: ContestName = "least-squares",
+        perceptual: float = 0.01,
+    ) -> None:
+        super().__init__()
+        contest_of(contest)
+        if not perceptual >= 0:
+            raise ValueError(f"perceptual: expected a weight of at least 0, given {perceptual}")
+        self.encoder, self.generator, self.discriminator = encoder, generator, discriminator
+        self.contest, self.perceptual = contest, perceptual
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's mean and logarithm of the variance."""
+        return self.encoder(x)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """What the generator makes of the encoder's reconstruction."""
+        return self.generator(self.encoder.reconstruct(x))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        emphasis: float = 1.0,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """What the generator makes of the encoder's samples."""
+        return self.generator(self.encoder.sample(n, labels, emphasis, temperature, generator))
+
+    @torch.no_grad()
+    def interpolate(self, first: Tensor, last: Tensor, count: int) -> Tensor:
+        """What the generator makes of the encoder's interpolation: (n, count, *input_shape)."""
+        images = self.encoder.interpolate(first, last, count)
+        return self.generator(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Three optimizers' parameters: "encoder", "generator", "discriminator"."""
+        names = ("encoder", "generator", "discriminator")
+        return {name: list(self.get_submodule(name).parameters()) for name in names}
+
+    def losses(
+        self, batch: tuple[Tensor, ...], generator: torch.Generator | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """Of each part; the generator's terms are "adversarial" and "perceptual"."""
+        x = batch[0]
+        encoding, inverted = self.encoder.terms(batch, generator)
+        made = self.generator(inverted.detach())
+        rules = contest_of(self.contest)
+        terms = {"adversarial": rules.generator(self.discriminator(made))}
+        if self.perceptual:
+            with torch.no_grad():
+                mean, log_variance = self.encoder(x)
+            made_mean, made_log_variance = self.encoder(made)
+            apart = half_squares(mean - made_mean) + half_squares(log_variance.exp() - made_log_variance.exp())
+            terms["perceptual"] = self.perceptual * apart
+        scores = rules.discriminator(self.discriminator(x), self.discriminator(made.detach()))
+        return {
+            "encoder": encoding,
+            "generator": {"loss": torch.stack(list(terms.values())).sum(), **terms},
+            "discriminator": {"loss": scores},
+        }
+
+    def constrain(self) -> None:
+        """Puts the encoder's weights back within their bound, and a critic's within its own."""
+        self.encoder.constrain()
+        bound = contest_of(self.contest).bound
+        if bound is not None:
+            clamp_weights(self.discriminator, bound)

@@ -1,0 +1,281 @@
+"""Feature alignment's experiments as sections of a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+from matplotlib.figure import Figure
+
+from revprop.report.aggregation import Row, three_digits
+from revprop.report.figures import BLUE, GREEN, GREY, VERMILLION, figure_style, fix_layout
+from revprop.report.page import Section
+from revprop.report.tables import Cell, Table
+
+__all__ = ["alignment_sections", "image_sheets", "sine_panels"]
+
+NAMES = {
+    "ae": "AE",
+    "vae": "VAE",
+    "gan": "GAN",
+    "fa": "FA",
+    "vfa": "VFA",
+    "vfa-gan": "VFA-GAN",
+    "local": "local FA",
+    "vfa, affine": "VFA, written out",
+}
+PUBLISHED_SIZES: dict[int, dict[str, tuple[float, float]]] = {
+    3: {"vae": (27.40, 9.44), "gan": (13.44, 5.73), "vfa": (14.0, 11.66), "vfa-gan": (14.16, 20.59)},
+    4: {"vae": (37.48, 19.41), "gan": (18.48, 12.45), "vfa": (19.04, 22.79), "vfa-gan": (19.24, 41.71)},
+    5: {"vae": (9.755, 10.01), "gan": (4.748, 7.20), "vfa": (5.028, 11.25), "vfa-gan": (5.195, 21.56)},
+    6: {"vae": (25.422, 151.0), "gan": (3.274, 150.0), "vfa": (22.148, 172.0), "vfa-gan": (22.990, 218.0)},
+}
+"""Parameters in millions and 10^-4 s per sample, by table (those of Tables 5 and 6 are printed in another unit)."""
+PUBLISHED_FID = {"vae": 39.84, "gan": 71.50, "vfa": 120.02, "vfa-gan": 41.24}
+"""Table 2, MNIST, in Inception's features."""
+
+
+def alignment_sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
+    """Make a section of each of feature alignment's experiments that the rows allow.
+
+    Args:
+        rows: finished runs of any kind; others are left alone. draw: whether to draw the figures.
+
+    >>> alignment_sections([])
+    []
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        kind = str(row["settings"].get("kind"))
+        if kind in SECTIONS:
+            study = {k: v for k, v in row["settings"].items() if k not in ("way", "seed", "model", "device")}
+            groups.setdefault(json.dumps(study, sort_keys=True), []).append(row)
+    return [SECTIONS[str(group[0]["settings"]["kind"])](group, draw) for group in groups.values()]
+
+
+def _figure2(rows: Sequence[Row], draw: bool) -> Section:
+    settings = rows[0]["settings"]
+    ways = list(dict.fromkeys(row["settings"]["way"] for row in rows))
+    lines: list[list[Cell]] = []
+    for way in ways:
+        same = [row for row in rows if row["settings"]["way"] == way]
+        lines.append([way, len(same), *(_spread(same, name) for name in ("fit", "error", "error_many", "value"))])
+    first = min(row["settings"]["seed"] for row in rows)
+    return Section(
+        "Figure 2: sin(3 pi x), and x asked back",
+        f"Networks of two hidden layers of {settings['hidden']:,} neurons learn y = sin(3 pi x). From their outputs alone, x is "
+        f"asked back by one step from zero down their own gradient. {_sentence(settings['reduced'])}",
+        tables=(
+            Table(
+                "Mean absolute errors",
+                ["network", "runs", "f against y", "x, one step", "x, 200 steps of 0.01", "sin of what is recovered"],
+                lines,
+                "Mean and standard deviation over the runs. A guess of x = 0 has an error of 0.5.",
+            ),
+        ),
+        figures=(sine_panels([row for row in rows if row["settings"]["seed"] == first]),) if draw else (),
+        reading="The paper's claim is that alignment with a latent neuron recovers x over the whole interval. Without it x cannot "
+        "be recovered by any method: up to six values of x have the same y. One step from zero is an affine map of the outputs, "
+        "so with one output it is a multiple of y.",
+    )
+
+
+def _spread(rows: Sequence[Row], name: str) -> str:
+    values = [row[name] for row in rows]
+    spread = f" \u00b1 {three_digits(statistics.stdev(values))}" if len(values) > 1 else ""
+    return three_digits(statistics.fmean(values)) + spread
+
+
+def _sentence(reduced: str) -> str:
+    return f"Reduced: {reduced}." if reduced else ""
+
+
+def sine_panels(rows: Sequence[Row]) -> Figure:
+    """Draw what networks recover, as Figure 2 does: a panel each, y = sin(3 pi x) and the points (x recovered, f).
+
+    Args:
+        rows: of kind "alignment-figure2", one per panel.
+    """
+    with figure_style():
+        figure = Figure(figsize=(0.6 + 2.9 * len(rows), 3.1), layout="constrained")
+        grid = figure.subplots(1, len(rows), squeeze=False, sharey=True)
+        for axes, row in zip(grid.flat, rows, strict=True):
+            x = np.array(row["x"])
+            axes.plot(x, np.sin(3 * math.pi * x), color=GREY, linewidth=1, label="y = sin(3\u03c0x)")
+            axes.plot(x, row["f"], color=BLUE, linewidth=1, linestyle=(0, (4, 2)), label="f(x)")
+            recovered = np.array(row["recovered"])
+            axes.scatter(row["recovered_many"], row["f"], s=3, color=GREEN, alpha=0.5, label="by 200 small steps")
+            axes.scatter(recovered, row["f"], s=5, color=VERMILLION, label="(x recovered by one step, f)")
+            axes.set_title(row["settings"]["way"], fontsize=9)
+            axes.set_xlim(-1.6, 1.6)
+            axes.set_xlabel("x")
+        grid.flat[0].set_ylabel("y")
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+        fix_layout(figure)
+    said = "; ".join(f"{row['settings']['way']} {three_digits(row['error'])}" for row in rows)
+    figure.set_label(f"Figure 2, x recovered from outputs by one step. Mean absolute error of x: {said}.")
+    return figure
+
+
+def _sizes(rows: Sequence[Row], draw: bool) -> Section:
+    row = rows[-1]
+    settings, models = row["settings"], row["models"]
+    published = PUBLISHED_SIZES[settings["table"]]
+    batches = [str(n) for n in settings["batches"]]
+    vae, vae_published = models["vae"], published["vae"]
+    lines: list[list[Cell]] = []
+    for name, found in models.items():
+        size, seconds = published.get(name, (None, None))
+        line: list[Cell] = [
+            NAMES[name],
+            f"{found['parameters'] / 1e6:.2f}",
+            None if size is None else f"{size:.2f}",
+            f"{found['parameters'] / vae['parameters']:.3f}",
+            None if size is None else f"{size / vae_published[0]:.3f}",
+        ]
+        for n in batches:
+            line += [three_digits(1e4 * found["seconds"][n]), f"{found['seconds'][n] / vae['seconds'][n]:.2f}"]
+        lines.append([*line, None if seconds is None else f"{seconds / vae_published[1]:.2f}"])
+    heads = [head for n in batches for head in (f"time per sample, {n} at once (1e-4 s)", f"/ VAE, {n} at once")]
+    columns = [
+        "model",
+        "parameters (millions)",
+        "published",
+        "/ VAE",
+        "published / VAE",
+        *heads,
+        "published time / VAE",
+    ]
+    note = (
+        f"Measured on {row['device']}; published: one sample at a time on an RTX 2070. What sampling needs is counted: no "
+        "discriminator. Written out: one step from zeros is an affine map of the code, so a trained VFA samples by one matrix."
+    )
+    text = f"The paper's networks for {settings['data']}. {_sentence(settings['reduced'])}"
+    title = f"Table {settings['table']}: parameters and time per sample"
+    return Section(title, text, tables=(Table(title, columns, lines, note),))
+
+
+def _images(rows: Sequence[Row], draw: bool) -> Section:
+    settings = rows[0]["settings"]
+    models = list(dict.fromkeys(row["settings"]["model"] for row in rows))
+    by_model = {name: [row for row in rows if row["settings"]["model"] == name] for name in models}
+    judge = f"{settings['judge']['network']}, trained on {settings['data']}"
+    lines: list[list[Cell]] = []
+    for name, same in by_model.items():
+        values: list[Cell] = [_spread(same, what) if what in same[0] else None for what in ("error", "frechet")]
+        accuracy = statistics.fmean(row["accuracy"] for row in same)
+        reconstructed = _spread(same, "frechet_reconstruction")
+        published = PUBLISHED_FID.get(name)
+        lines.append(
+            [
+                NAMES[name],
+                len(same),
+                f"{same[0]['parameters'] / 1e6:.3f}",
+                values[0],
+                f"{100 * accuracy:.1f}",
+                reconstructed,
+                values[1],
+                None if published is None else f"{published:.2f}",
+                three_digits(statistics.fmean(row["seconds"] for row in same)),
+            ]
+        )
+    first = rows[0]
+    columns = ["model", "runs", "parameters (millions)", "|x - reconstruction|^2", "told right (%)"]
+    columns += ["Frechet, reconstructions", "Frechet, samples", "FID published", "seconds of an epoch"]
+    note = (
+        f"Mean and standard deviation over the runs, over {settings['images']:,} test images. Told right: of the reconstructions, "
+        f"by {judge}, which gets {100 * first['accuracy_real']:.1f} % of real ones right. Frechet: distance in the features in "
+        f"front of its last layer, not Inception's: no FID, and comparable within this table only; "
+        f"{three_digits(first['frechet_real'])} between two halves of the real images (half as many: it is biased upwards)."
+    )
+    tables = [Table("Reconstructions and samples", columns, lines, note), *_closed_loops(by_model)]
+    seeds = sorted({row["settings"]["seed"] for row in rows})
+    shown = [row for row in rows if row["settings"]["seed"] == seeds[0]]
+    text = f"Settings: {settings['preset']}, {settings['epochs']} epochs. {_sentence(settings['reduced'])}"
+    return Section(
+        f"Feature alignment on {settings['data']}",
+        text,
+        tables=tables,
+        figures=[image_sheets(shown, what) for what in ("reconstruction", "samples", "interpolation")] if draw else (),
+        reading=_ordering(by_model),
+    )
+
+
+def _closed_loops(by_model: Mapping[str, Sequence[Row]]) -> list[Table]:
+    rows = [row for same in by_model.values() for row in same if "inverted" in row]
+    if not rows:
+        return []
+    lines: list[list[Cell]] = []
+    for way in rows[0]["inverted"]:
+        parts = [[row["inverted"][way][part] for row in rows] for part in ("error", "code", "seconds")]
+        lines.append([way, *(three_digits(statistics.fmean(values)) for values in parts)])
+    columns = ["way", "|x - reconstruction|^2", "|E(r) - z| / |z|", "seconds, 16 images"]
+    note = "Both from zeros, for the same codes of the same trained encoders (FA)."
+    return [Table("The same codes by the encoder's inverse and by reconstruct", columns, lines, note)]
+
+
+def _ordering(by_model: Mapping[str, Sequence[Row]]) -> str:
+    def ordered(what: str) -> list[str]:
+        means = {
+            name: statistics.fmean(row[what] for row in same) for name, same in by_model.items() if what in same[0]
+        }
+        return sorted(means, key=means.__getitem__)
+
+    said = []
+    samples = [name for name in ordered("frechet") if name in PUBLISHED_FID]
+    if len(samples) > 1:
+        published = sorted(samples, key=PUBLISHED_FID.__getitem__)
+        verdict = "the same as" if samples == published else "another than"
+        said.append(
+            f"By the distance of samples: {' < '.join(NAMES[n] for n in samples)}, {verdict} the paper's order in Table 2, "
+            f"{' < '.join(NAMES[n] for n in published)}."
+        )
+    errors = ordered("error")
+    said.append(
+        f"By the error of reconstructions: {' < '.join(NAMES[n] for n in errors)} (Figure 15: autoencoders least)."
+    )
+    return " ".join(said)
+
+
+def image_sheets(rows: Sequence[Row], what: str) -> Figure:
+    """Draw the sheets of images of several models: "reconstruction", "samples" or "interpolation".
+
+    Args:
+        rows: of kind "alignment-images"; those without such a sheet are left out.
+
+    Raises:
+        ValueError: none has one.
+    """
+    shown = [row for row in rows if what in row["grids"]]
+    if not shown:
+        raise ValueError(f"no row has a sheet of {what}")
+    sheets: list[Any] = [
+        matplotlib.image.imread(io.BytesIO(base64.b64decode(row["grids"][what])), "png") for row in shown
+    ]
+    height = 2.6 * sheets[0].shape[0] / sheets[0].shape[1] + 0.35
+    across = min(3, len(shown))
+    down = math.ceil(len(shown) / across)
+    with figure_style():
+        figure = Figure(figsize=(2.8 * across, 0.1 + height * down), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for axes, row, sheet in zip(grid.flat, shown, sheets, strict=False):
+            axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_title(NAMES[row["settings"]["model"]], fontsize=9)
+        fix_layout(figure)
+    above = " (below the images they are of)" if what == "reconstruction" else ""
+    names = ", ".join(NAMES[row["settings"]["model"]] for row in shown)
+    figure.set_label(f"{what.capitalize()}{above}: {names}.")
+    return figure
+
+
+SECTIONS = {"alignment-figure2": _figure2, "alignment-sizes": _sizes, "alignment-images": _images}
