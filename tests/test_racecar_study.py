@@ -213,7 +213,7 @@ def test_an_orthogonal_layer_gives_its_input_back() -> None:
 
 def test_the_settings_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [*(f"table{i}" for i in range(1, 6)), *(f"figure{i}" for i in range(2, 7))]
-    assert {name for name in CATALOGUE if name.startswith("racecar/")} == {f"racecar/{name}" for name in names}
+    assert {f"racecar/{name}" for name in names} <= set(CATALOGUE)
     there = {"mnist", "n-mnist", "cifar10", "cifar100", "spherical-12bit"}
     monkeypatch.setattr(racecar_tables, "find_task", lambda name: name if name in there else None)
     table3, table5 = (settings_of(f"racecar/table{i}", "paper") for i in (3, 5))
