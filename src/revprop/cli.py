@@ -21,6 +21,7 @@ from revprop.experiments.post_training_grid import Way
 from revprop.explain_command import Explain
 from revprop.graph import Graph, trace
 from revprop.networks import load_weights
+from revprop.racecar_command import Regularise
 from revprop.report import (
     diagnosis_table,
     reconstruction_table,
@@ -301,6 +302,7 @@ Command = (
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Explain, tyro.conf.subcommand("explain")]
     | Annotated[PostTrain, tyro.conf.subcommand("post-train")]
+    | Annotated[Regularise, tyro.conf.subcommand("racecar")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Report, tyro.conf.subcommand("report")]

@@ -12,6 +12,7 @@ from revprop.report.information_figures import information_planes
 from revprop.report.page import Section, write_page
 from revprop.report.post_training_sections import post_training_sections
 from revprop.report.published import PUBLISHED, PUBLISHED_EPOCHS, PublishedRow, PublishedTable
+from revprop.report.racecar_figures import regenerated_inputs
 from revprop.report.spectrum_figures import spectrum_pictures
 from revprop.report.study import reconstruction_table, study_tables, write_figures, write_markdown, write_report
 from revprop.report.summary import BestOfWay, best_of_ways, summary_table
@@ -60,6 +61,7 @@ __all__ = [
     "post_training_table",
     "published_table",
     "reconstruction_table",
+    "regenerated_inputs",
     "spectrum_pictures",
     "split_by_study",
     "study_tables",
