@@ -27,7 +27,7 @@ from revprop.runs import Row, RunStore
 from revprop.sweep import Task, sweep
 from revprop.training import Training, accuracy_of
 
-__all__ = ["MODELS", "AlignmentImages", "as_png", "measure", "run", "settings", "without_last"]
+__all__ = ["MODELS", "AlignmentImages", "as_png", "measure", "run", "settings", "sheet", "without_last"]
 
 MODELS = ("ae", "vae", "gan", "fa", "vfa", "vfa-gan", "local")
 ACROSS = 8
@@ -183,17 +183,22 @@ def without_last(model: nn.Module) -> nn.Module:
     return copied
 
 
-def as_png(images: Tensor, across: int) -> str:
-    """Images (n, 1 or 3, h, w) in [0, 1] as one, so many in a line, a pixel apart: a PNG file in base64."""
+def sheet(images: Tensor, across: int) -> Image.Image:
+    """Images (n, 1 or 3, h, w) in [0, 1] as one, so many in a line, a pixel apart."""
     n, channels, height, width = images.shape
     down = -(-n // across)
-    sheet = torch.ones(channels, down * (height + 1) - 1, across * (width + 1) - 1)
+    canvas = torch.ones(channels, down * (height + 1) - 1, across * (width + 1) - 1)
     for index, image in enumerate(images.detach()):
         top, left = (index // across) * (height + 1), (index % across) * (width + 1)
-        sheet[:, top : top + height, left : left + width] = image.clamp(0, 1)
-    pixels = (255 * sheet).round().to(torch.uint8).movedim(0, -1).numpy()
+        canvas[:, top : top + height, left : left + width] = image.clamp(0, 1)
+    pixels = (255 * canvas).round().to(torch.uint8).movedim(0, -1).numpy()
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+
+
+def as_png(images: Tensor, across: int) -> str:
+    """A :func:`sheet` as a PNG file in base64."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(buffer, "PNG")
+    sheet(images, across).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
