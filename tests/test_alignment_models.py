@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ from revprop.alignment import (
     divergence,
     frechet_distance,
     half_squares,
+    image_distance,
     paper_model,
 )
 from revprop.alignment.paper_models import MODELS
@@ -445,6 +447,23 @@ def test_the_frechet_distance_is_equation_10(n: int, features: int) -> None:
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="second: expected features"):
         frechet_distance(a, b[:1])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_distance_of_images_is_that_of_their_features(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if installed:
+        pytest.importorskip("torchmetrics", reason="torchmetrics is not installed: pip install 'revprop[metrics]'")
+    else:
+        monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    real, made = (torch.rand(60, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    network = nn.Conv2d(3, 5, 3)  # 20 features: those of more dimensions are flattened
+    expected = frechet_distance(*(network(x).flatten(1).double().detach() for x in (real, 0.8 * made)))
+    assert image_distance(network, real, 0.8 * made, batch=16) == pytest.approx(expected, rel=1e-6)
+    few = frechet_distance(*(network(x).flatten(1).double().detach() for x in (real[:9], made[:9])))
+    assert image_distance(network, real[:9], made[:9]) == pytest.approx(few, rel=1e-4)  # singular covariances
+    assert image_distance(network, real, real) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="made: expected at least 2 images, given 1"):
+        image_distance(network, real, made[:1])
 
 
 def test_more_samples_of_the_same_distribution_are_nearer() -> None:
