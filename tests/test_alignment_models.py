@@ -510,7 +510,7 @@ def test_images_as_rows_and_a_page(tmp_path: Path) -> None:
     assert all(row["error"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
     assert [set(row["grids"]) for row in rows] == [
         {"reconstruction"},
-        {"reconstruction", "samples", "interpolation"},
+        {"reconstruction", "samples", "interpolation", "classes"},
         {"reconstruction", "samples", "interpolation"},
     ]
     assert set(rows[0]["inverted"]) == {"invert", "reconstruct, global"}
@@ -519,7 +519,7 @@ def test_images_as_rows_and_a_page(tmp_path: Path) -> None:
     page = write_report(tmp_path)
     text = page.read_text(encoding="utf-8")
     assert "digits, trained on digits, which gets" in text
-    assert text.count("data:image/svg+xml") == 3
+    assert text.count("data:image/svg+xml") == 4
 
 
 # -- the toy ---------------------------------------------------------------------------------------------------------------

@@ -56,14 +56,14 @@ def load_celeba(path: str | Path, size: int | None = None, attribute: str = "smi
         raise ValueError(f"{source}: expected images, and a list of attributes: {' or '.join(ATTRIBUTES)}")
     labels = _labels(lists[listed[0]], attribute, f"{source}: {listed[0]}")
     first = next(iter(images))
-    for name, image in images.items():
+    for other, image in images.items():
         if image.shape != images[first].shape:
             sizes = " and ".join(
-                f"{file} has {images[file].shape[1]}x{images[file].shape[2]}" for file in (first, name)
+                f"{file} has {images[file].shape[1]}x{images[file].shape[2]}" for file in (first, other)
             )
             raise ValueError(f"{source}: expected images of one size, but {sizes} pixels: give a size")
     names = sorted(images)
-    lacking = [name for name in names if name not in labels]
+    lacking = [file for file in names if file not in labels]
     if lacking:
         raise ValueError(f"{source}: {listed[0]} lacks {len(lacking)} of {len(names)} images, such as {lacking[0]}")
     found = next((lists[name] for name in PARTITION if name in lists), None)
