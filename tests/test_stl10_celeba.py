@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from revprop.datasets import data_root, load_celeba, load_data, load_stl10
+from revprop.experiments.baseline import load_split
 
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 REAL = data_root() / "images" / "celeba64.tar.gz"  # by the environment as the tests were started
@@ -126,6 +127,7 @@ def test_faces_with_a_table_of_flags(tmp_path: Path) -> None:
     assert split.test.images[:, 0, 0, 0].tolist() == [0, 100, 200]  # every fifth
     assert split.test.labels.tolist() == [0, 1, 0]
     assert len(split.train) == 8
+    assert len(load_split(str(path), tmp_path / "cache").train) == 8  # as commands load it: with a place for a cache
     (folder / "attributes.csv").write_text(table.replace("000010.png,1,0\n", ""))
     with pytest.raises(ValueError, match=r"attributes\.csv lacks 1 of 11 images, such as 000010\.png"):
         load_celeba(folder)

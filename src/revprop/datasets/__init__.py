@@ -33,6 +33,7 @@ __all__ = [
     "Split",
     "data_root",
     "find_data",
+    "keeps_cache",
     "load_celeba",
     "load_cifar",
     "load_data",
@@ -214,10 +215,21 @@ def load_data(
     return Split(replace(split.train, name=spec), replace(split.test, name=spec))
 
 
-def _load_path(path: Path, size: int | None, cache: str | Path | None) -> Split:
-    if path.is_file() and zipfile.is_zipfile(path):
-        _refuse_options(str(path), size, cache)
-        return load_npz(path)
+def keeps_cache(spec: str | Path) -> bool:
+    """Tell whether :func:`load_data` takes a ``cache`` for this: for an archive of images in class folders.
+
+    Args:
+        spec: as for :func:`load_data`.
+
+    >>> keeps_cache("digits")
+    False
+    """
+    path = find_data(spec) if isinstance(spec, str) and spec in _PLACES else Path(spec)
+    return path is not None and path.is_file() and not zipfile.is_zipfile(path) and _form(path)[0] == "images"
+
+
+def _form(path: Path) -> tuple[str, PurePosixPath]:
+    """The form of a folder's or an archive's data, and the folder in it."""
     forms: set[tuple[str, PurePosixPath]] = set()
     for name, read in walk_files(path):
         forms |= set() if read is None else _recognise(name)
@@ -230,7 +242,14 @@ def _load_path(path: Path, size: int | None, cache: str | Path | None) -> Split:
         )
         given = ", ".join(sorted(f"{form} in {path / folder}" for form, folder in forms)) or "none of them"
         raise ValueError(f"{path}: expected one of {expected}; found {given}")
-    form, folder = forms.pop()
+    return forms.pop()
+
+
+def _load_path(path: Path, size: int | None, cache: str | Path | None) -> Split:
+    if path.is_file() and zipfile.is_zipfile(path):
+        _refuse_options(str(path), size, cache)
+        return load_npz(path)
+    form, folder = _form(path)
     where = path / folder if path.is_dir() else path
     if form == "images":
         return load_image_folder(where, size, cache)
