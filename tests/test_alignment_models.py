@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ from revprop.alignment import (
     divergence,
     frechet_distance,
     half_squares,
+    image_distance,
     paper_model,
 )
 from revprop.alignment.paper_models import MODELS
@@ -447,6 +449,23 @@ def test_the_frechet_distance_is_equation_10(n: int, features: int) -> None:
         frechet_distance(a, b[:1])
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_distance_of_images_is_that_of_their_features(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if installed:
+        pytest.importorskip("torchmetrics", reason="torchmetrics is not installed: pip install 'revprop[metrics]'")
+    else:
+        monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    real, made = (torch.rand(60, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    network = nn.Conv2d(3, 5, 3)  # 20 features: those of more dimensions are flattened
+    expected = frechet_distance(*(network(x).flatten(1).double().detach() for x in (real, 0.8 * made)))
+    assert image_distance(network, real, 0.8 * made, batch=16) == pytest.approx(expected, rel=1e-6)
+    few = frechet_distance(*(network(x).flatten(1).double().detach() for x in (real[:9], made[:9])))
+    assert image_distance(network, real[:9], made[:9]) == pytest.approx(few, rel=1e-4)  # singular covariances
+    assert image_distance(network, real, real) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="made: expected at least 2 images, given 1"):
+        image_distance(network, real, made[:1])
+
+
 def test_more_samples_of_the_same_distribution_are_nearer() -> None:
     x = torch.randn(4000, 10, generator=torch.Generator().manual_seed(0))
     few, many = (frechet_distance(x[:n], x[n : 2 * n]) for n in (50, 2000))
@@ -491,7 +510,7 @@ def test_images_as_rows_and_a_page(tmp_path: Path) -> None:
     assert all(row["error"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
     assert [set(row["grids"]) for row in rows] == [
         {"reconstruction"},
-        {"reconstruction", "samples", "interpolation"},
+        {"reconstruction", "samples", "interpolation", "classes"},
         {"reconstruction", "samples", "interpolation"},
     ]
     assert set(rows[0]["inverted"]) == {"invert", "reconstruct, global"}
@@ -500,7 +519,7 @@ def test_images_as_rows_and_a_page(tmp_path: Path) -> None:
     page = write_report(tmp_path)
     text = page.read_text(encoding="utf-8")
     assert "digits, trained on digits, which gets" in text
-    assert text.count("data:image/svg+xml") == 3
+    assert text.count("data:image/svg+xml") == 4
 
 
 # -- the toy ---------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from revprop.datasets import load_data
 from revprop.networks import NETWORKS
 from revprop.runs import RunStore
 
-COMMANDS = ["demo", "check", "diagnose", "explain", "post-train", "reproduce", "study", "report"]
+COMMANDS = ["demo", "check", "diagnose", "explain", "align", "post-train", "reproduce", "study", "report"]
 DIGITS = ["--network", "digits", "--data", "digits", "--baseline-epochs", "2", "--device", "cpu"]
 
 OWN_MODULE = """
@@ -121,7 +121,13 @@ def test_help(run: Any, command: str) -> None:
     assert code == 0
     assert err == ""
     assert out.startswith(f"usage: revprop {command} [-h]")
-    expected = {"demo": "--out", "check": "--shape", "report": "--markdown", "reproduce": "fr-pt/table1"}
+    expected = {
+        "demo": "--out",
+        "check": "--shape",
+        "report": "--markdown",
+        "reproduce": "fr-pt/table1",
+        "align": "interpolate",
+    }
     assert expected.get(command, "--network") in out
     assert "--help" in out
 

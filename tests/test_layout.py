@@ -61,7 +61,7 @@ LEVELS = [
     {"experiments"},
     {"report"},
     {"command_model"},
-    {"explain_command", "racecar_command"},
+    {"align_command", "explain_command", "racecar_command"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

@@ -12,6 +12,7 @@ import tyro
 from safetensors import SafetensorError
 
 from revprop import reverse
+from revprop.align_command import Align
 from revprop.closed_form import ClosedForm
 from revprop.command_model import Model, console
 from revprop.experiments import demo, diagnosis_run, post_training_grid
@@ -301,6 +302,7 @@ Command = (
     | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Explain, tyro.conf.subcommand("explain")]
+    | Annotated[Align, tyro.conf.subcommand("align")]
     | Annotated[PostTrain, tyro.conf.subcommand("post-train")]
     | Annotated[Regularise, tyro.conf.subcommand("racecar")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]

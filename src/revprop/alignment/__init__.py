@@ -4,7 +4,7 @@ from revprop.alignment.adversarial import CONTESTS, Contest, FeatureAlignedGAN
 from revprop.alignment.baselines import GAN, VAE, AutoEncoder
 from revprop.alignment.constraint import WEIGHT_BOUND, clamp_weights, orthogonal_weights
 from revprop.alignment.encoder import AffineDecoder, FeatureAligned, half_squares
-from revprop.alignment.frechet import frechet_distance
+from revprop.alignment.frechet import frechet_distance, image_distance
 from revprop.alignment.local import ARCSINH, LocalFeatureAligned
 from revprop.alignment.paper_models import MODELS, Sizes, paper_model
 from revprop.alignment.settings import AlignmentSettings
@@ -33,6 +33,7 @@ __all__ = [
     "divergence",
     "frechet_distance",
     "half_squares",
+    "image_distance",
     "orthogonal_weights",
     "paper_model",
 ]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from revprop.datasets.array_files import IDX_NAMES, load_idx_folder, load_npz, read_idx
+from revprop.datasets.celeba import ATTRIBUTES, load_celeba
 from revprop.datasets.cifar_files import CIFAR, load_cifar
 from revprop.datasets.files import walk_files
 from revprop.datasets.image_folder import PARTS, SUFFIXES, load_image_folder
@@ -23,6 +24,7 @@ from revprop.datasets.images import ImageData, Split
 from revprop.datasets.made import MADE, load_made
 from revprop.datasets.motion_blur import load_n_mnist, motion_blurred
 from revprop.datasets.spherical import load_spherical, made_spherical
+from revprop.datasets.stl10_files import STL10_NAMES, load_stl10
 from revprop.datasets.tiny_imagenet import load_tiny_imagenet
 from revprop.errors import near_matches
 
@@ -31,6 +33,8 @@ __all__ = [
     "Split",
     "data_root",
     "find_data",
+    "keeps_cache",
+    "load_celeba",
     "load_cifar",
     "load_data",
     "load_digits",
@@ -40,6 +44,7 @@ __all__ = [
     "load_n_mnist",
     "load_npz",
     "load_spherical",
+    "load_stl10",
     "load_tiny_imagenet",
     "made_spherical",
     "motion_blurred",
@@ -88,6 +93,12 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "cifar100": tuple(place for name in _CIFAR100_FILES for place in (name, f"cifar100/{name}")),
     "cifar10-jpeg": ("cifar10/cifar10_jpeg.tar.gz",),
     "cifar10-lossless": ("cifar10/cifar10_lossless_subset.npz",),
+    **{
+        name: tuple(f"{folder}stl10_binary{end}" for folder in ("", "stl10/", "images/") for end in ("", ".tar.gz"))
+        for name in ("stl10", "stl10-unlabelled")
+    },
+    "celeba64": ("images/celeba64.tar.gz", "images/celeba64", "celeba64"),
+    "celeba": ("celeba", "images/celeba"),
     "tinyimagenet10": ("images/tinyimagenet10.tar.gz",),
     "tiny-imagenet": tuple(
         f"{folder}{name}" for name in ("tiny-imagenet-200", "tiny-imagenet-200.tar.gz") for folder in ("", "images/")
@@ -103,7 +114,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     },
 }
 
-_SIZES = {"imagenette": 224, "imagewoof": 224}  # their images have many sizes; this one is the papers'
+_SIZES = {"imagenette": 224, "imagewoof": 224, "stl10": 64, "stl10-unlabelled": 64, "celeba": 64}  # the papers'
 
 
 _DOWNLOADS = {"mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
@@ -152,12 +163,13 @@ def load_data(
 
     Args:
         spec: "digits", "mnist", "cifar10", "cifar100", "tiny-imagenet", "imagenette", "imagewoof" (these two at 224 pixels
-            where ``size`` says nothing else), "cifar10-jpeg", "cifar10-lossless" or "tinyimagenet10" (all but the first
-            under :func:`data_root`); or a path: a folder or archive of IDX files, CIFAR batches, Tiny ImageNet as it
-            comes, or images in class folders, or an ``.npz`` file. A name goes before a path: write ``./mnist`` for a
+            where ``size`` says nothing else), "stl10", "stl10-unlabelled", "celeba" (these at 64), "celeba64", "cifar10-jpeg",
+            "cifar10-lossless" or "tinyimagenet10" (all but the first under :func:`data_root`); or a path: a folder or archive
+            of IDX files, CIFAR batches, STL-10's binary files, CelebA or Tiny ImageNet as it comes, or images in class
+            folders, or an ``.npz`` file. A name goes before a path: write ``./mnist`` for a
             folder of that name.
             "made:mnist", "made:imagenette", ...: made images of that data set's shape, see :func:`load_made`.
-        size: as for :func:`load_image_folder`; images in class folders only.
+        size: as for :func:`load_image_folder`; images in class folders, STL-10 and CelebA only.
         cache: as for :func:`load_image_folder`; archives of images in class folders only.
         download: get "mnist", "cifar10" or "cifar100" through torchvision where they are not there yet.
 
@@ -195,14 +207,29 @@ def load_data(
         remedy = "set REVPROP_DATA to the folder that holds it, or give its path"
         remedy += ", or download=True" if spec in _DOWNLOADS else ""
         raise FileNotFoundError(f"no data for {spec!r}: looked in {root} for {', '.join(_PLACES[spec])}: {remedy}")
-    split = _load_path(found, _SIZES.get(spec) if size is None else size, cache)
+    size = _SIZES.get(spec) if size is None else size
+    if spec == "stl10-unlabelled":
+        _refuse_options(spec, None, cache)
+        return load_stl10(found, size, unlabelled=True)
+    split = _load_path(found, size, cache)
     return Split(replace(split.train, name=spec), replace(split.test, name=spec))
 
 
-def _load_path(path: Path, size: int | None, cache: str | Path | None) -> Split:
-    if path.is_file() and zipfile.is_zipfile(path):
-        _refuse_options(str(path), size, cache)
-        return load_npz(path)
+def keeps_cache(spec: str | Path) -> bool:
+    """Tell whether :func:`load_data` takes a ``cache`` for this: for an archive of images in class folders.
+
+    Args:
+        spec: as for :func:`load_data`.
+
+    >>> keeps_cache("digits")
+    False
+    """
+    path = find_data(spec) if isinstance(spec, str) and spec in _PLACES else Path(spec)
+    return path is not None and path.is_file() and not zipfile.is_zipfile(path) and _form(path)[0] == "images"
+
+
+def _form(path: Path) -> tuple[str, PurePosixPath]:
+    """The form of a folder's or an archive's data, and the folder in it."""
     forms: set[tuple[str, PurePosixPath]] = set()
     for name, read in walk_files(path):
         forms |= set() if read is None else _recognise(name)
@@ -210,15 +237,25 @@ def _load_path(path: Path, size: int | None, cache: str | Path | None) -> Split:
             break
     if len(forms) != 1:
         expected = (
-            "IDX files, CIFAR batches, an .npz archive, Tiny ImageNet as it comes, or train/CLASS/FILE with "
-            "test/CLASS/FILE or val/CLASS/FILE"
+            "IDX files, CIFAR batches, an .npz archive, STL-10, CelebA or Tiny ImageNet as it comes, or train/CLASS/FILE "
+            "with test/CLASS/FILE or val/CLASS/FILE"
         )
         given = ", ".join(sorted(f"{form} in {path / folder}" for form, folder in forms)) or "none of them"
         raise ValueError(f"{path}: expected one of {expected}; found {given}")
-    form, folder = forms.pop()
+    return forms.pop()
+
+
+def _load_path(path: Path, size: int | None, cache: str | Path | None) -> Split:
+    if path.is_file() and zipfile.is_zipfile(path):
+        _refuse_options(str(path), size, cache)
+        return load_npz(path)
+    form, folder = _form(path)
     where = path / folder if path.is_dir() else path
     if form == "images":
         return load_image_folder(where, size, cache)
+    if form in ("STL-10", "CelebA"):
+        _refuse_options(str(path), None, cache)
+        return (load_stl10 if form == "STL-10" else load_celeba)(where, size)
     if form == "Tiny ImageNet":
         _refuse_options(str(path), size, cache)
         return load_tiny_imagenet(where)
@@ -240,6 +277,8 @@ def _recognise(name: PurePosixPath) -> set[tuple[str, PurePosixPath]]:
         return {("Tiny ImageNet", PurePosixPath(*name.parts[:at]))}
     if at is not None and len(name.parts) == at + 3 and name.suffix.lower() in SUFFIXES:
         return {("images", PurePosixPath(*name.parts[:at]))}
+    if name.name in STL10_NAMES or name.name in ATTRIBUTES:
+        return {("STL-10" if name.name in STL10_NAMES else "CelebA", name.parent)}
     if name.name.removesuffix(".gz") in IDX_NAMES:
         return {("IDX", name.parent)}
     variants = (v for v, (_, _, train, test, _, _) in CIFAR.items() if name.name.removesuffix(".bin") in (*train, test))

@@ -17,9 +17,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from revprop.alignment import AlignmentSettings, FeatureAligned, Sizes, frechet_distance, paper_model
+from revprop.alignment import (
+    AlignmentSettings,
+    FeatureAligned,
+    FeatureAlignedGAN,
+    Sizes,
+    VariationalFeatureAligned,
+    frechet_distance,
+    paper_model,
+)
 from revprop.experiments.alignment_training import AdamWith, train_generative
-from revprop.experiments.baseline import Baseline, load_baseline, load_baseline_data, save_weights
+from revprop.experiments.baseline import Baseline, load_baseline, load_baseline_data, load_split, save_weights
 from revprop.graph import trace
 from revprop.networks.feature_alignment import PAPER
 from revprop.reconstruction import reconstruct
@@ -27,11 +35,13 @@ from revprop.runs import Row, RunStore
 from revprop.sweep import Task, sweep
 from revprop.training import Training, accuracy_of
 
-__all__ = ["MODELS", "AlignmentImages", "as_png", "measure", "run", "settings", "without_last"]
+__all__ = ["MODELS", "AlignmentImages", "as_png", "measure", "run", "settings", "sheet", "without_last"]
 
 MODELS = ("ae", "vae", "gan", "fa", "vfa", "vfa-gan", "local")
 ACROSS = 8
 CLOSED = 16  # images whose codes are inverted both ways
+EMPHASES = (1.0, 2.0, 3.0, 4.0)  # how high the one-hot target of a class is, line by line
+SHOWN = 1000  # codes of a latent plane
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class AlignmentImages:
         sizes: of the networks, alike for all. preset: of the settings; learning_rate: another than its own, 0 for that.
         epochs: of ``samples`` training images. images: so many reconstructions and samples are measured, against as many real
             test images. reduced: what differs from the published setting.
+        training: another data set of the same size to train on, whose labels are not looked at, "" for the classifier's.
+        perceptual: another weight of the generator's perceptual loss than the preset's.
     """
 
     classifier: Baseline = Baseline(
@@ -57,6 +69,8 @@ class AlignmentImages:
     samples: int = 60_000
     images: int = 10_000
     reduced: str = ""
+    training: str = ""
+    perceptual: float | None = None
 
 
 def settings(scale: str, seeds: int | None = None) -> AlignmentImages:
@@ -98,11 +112,14 @@ def measure(study: AlignmentImages, name: str, seed: int, folder: Path, device: 
         "frechet" and "frechet_reconstruction": the distance from as many real test images, in the features in front of the
         classifier's last layer, and "frechet_real" between two halves of those; "parameters"; "seconds" of an epoch;
         "history"; "grids": PNG images in base64. For "fa" also "inverted": how ``invert`` and ``reconstruct`` compare.
+        With two latent variables "plane": codes and labels of test images.
     """
     chosen = AlignmentSettings.named(study.preset)
+    if study.perceptual is not None:
+        chosen = replace(chosen, perceptual=study.perceptual)
     data, judge, accuracy_real = _prepared(study, folder)
     features = without_last(judge)
-    x, y = (t[: study.samples] for t in data.train)
+    x, y = (t[: study.samples] for t in _training_images(study, data.train, folder))
     real, labels = (t[: study.images] for t in data.test)
     model = paper_model(name, study.sizes, chosen, seed)
     rate = study.learning_rate or chosen.learning_rate
@@ -139,9 +156,33 @@ def measure(study: AlignmentImages, name: str, seed: int, folder: Path, device: 
     if isinstance(model, FeatureAligned):
         result["inverted"] = _closed_loop(model, real[:CLOSED])
     result["grids"] = {what: as_png(images, ACROSS) for what, images in grids.items()}
+    if isinstance(model, VariationalFeatureAligned | FeatureAlignedGAN) and study.sizes.classes:
+        result["grids"]["classes"] = as_png(_class_by_class(model, study.sizes.classes, seed), study.sizes.classes)
+    if study.sizes.latent == 2 and isinstance(model, VariationalFeatureAligned):
+        with torch.no_grad():
+            codes = model(real[:SHOWN])[0]
+        result["plane"] = {
+            "codes": [[round(v, 4) for v in c] for c in codes.tolist()],
+            "labels": labels[:SHOWN].tolist(),
+        }
     save_weights(model, folder / "models" / f"{checkpoint.name}.safetensors")
     shutil.rmtree(checkpoint, ignore_errors=True)  # three times the size of the weights
     return result
+
+
+def _training_images(study: AlignmentImages, own: tuple[Tensor, Tensor], folder: Path) -> tuple[Tensor, Tensor]:
+    if not study.training:
+        return own
+    everything = load_split(study.training, folder / "cache").train
+    found = everything.subset(range(min(study.samples, len(everything))))
+    return found.images.float() / 255, found.labels
+
+
+def _class_by_class(model: VariationalFeatureAligned | FeatureAlignedGAN, classes: int, seed: int) -> Tensor:
+    """Of latent variables at zero every class, more and more emphasised: Figure 6b."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes)
+    return torch.cat([model.sample(classes, labels, height, 0.0, generator) for height in EMPHASES])
 
 
 def _closed_loop(model: FeatureAligned, x: Tensor) -> dict[str, dict[str, float]]:
@@ -183,17 +224,22 @@ def without_last(model: nn.Module) -> nn.Module:
     return copied
 
 
-def as_png(images: Tensor, across: int) -> str:
-    """Images (n, 1 or 3, h, w) in [0, 1] as one, so many in a line, a pixel apart: a PNG file in base64."""
+def sheet(images: Tensor, across: int) -> Image.Image:
+    """Images (n, 1 or 3, h, w) in [0, 1] as one, so many in a line, a pixel apart."""
     n, channels, height, width = images.shape
     down = -(-n // across)
-    sheet = torch.ones(channels, down * (height + 1) - 1, across * (width + 1) - 1)
+    canvas = torch.ones(channels, down * (height + 1) - 1, across * (width + 1) - 1)
     for index, image in enumerate(images.detach()):
         top, left = (index // across) * (height + 1), (index % across) * (width + 1)
-        sheet[:, top : top + height, left : left + width] = image.clamp(0, 1)
-    pixels = (255 * sheet).round().to(torch.uint8).movedim(0, -1).numpy()
+        canvas[:, top : top + height, left : left + width] = image.clamp(0, 1)
+    pixels = (255 * canvas).round().to(torch.uint8).movedim(0, -1).numpy()
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+
+
+def as_png(images: Tensor, across: int) -> str:
+    """A :func:`sheet` as a PNG file in base64."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(buffer, "PNG")
+    sheet(images, across).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -210,7 +256,8 @@ def _judge(study: AlignmentImages, folder: Path) -> dict[str, Any]:
 
 
 def _key(study: AlignmentImages, name: str, seed: int) -> dict[str, Any]:
-    about = {k: v for k, v in asdict(study).items() if k not in ("classifier", "models", "seeds")}
+    usual = [k for k, v in (("training", ""), ("perceptual", None)) if getattr(study, k) == v]
+    about = {k: v for k, v in asdict(study).items() if k not in ("classifier", "models", "seeds", *usual)}
     judge = study.classifier.settings()
     return {"kind": "alignment-images", "model": name, "seed": seed, "data": judge["data"], "judge": judge, **about}
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from revprop.datasets import Split, data_root, load_data
+from revprop.datasets import Split, data_root, keeps_cache, load_data
 from revprop.errors import near_matches
 from revprop.networks import NETWORKS, load_network, load_weights
 from revprop.recipe import Recipe
@@ -161,7 +161,7 @@ def load_baseline_data(baseline: Baseline, cache: Path | None = None) -> Data:
 def load_split(spec: str, cache: Path | None) -> Split:
     """The images of a data set as they are; ``cache`` is a folder that keeps the decoded images of archives."""
     archive = spec.endswith((".tar", ".tar.gz", ".tgz")) or spec in ("cifar10-jpeg", "tinyimagenet10")
-    if archive and cache is not None:
+    if archive and cache is not None and keeps_cache(spec):
         cache.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256(spec.encode()).hexdigest()[:8]
         return load_data(spec, cache=cache / f"images-{digest}.npz")

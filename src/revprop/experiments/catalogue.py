@@ -317,6 +317,9 @@ def _collect() -> Mapping[str, Experiment]:
     for name, file in (("figure2", "alignment_figure2"), ("mnist", "alignment_images")):
         module = importlib.import_module(f"revprop.experiments.{file}")
         found[f"alignment/{name}"] = Experiment(module.settings, module.run)
+    images = importlib.import_module("revprop.experiments.alignment_figures")
+    for name in images.FIGURES:
+        found[f"alignment/{name}"] = Experiment(partial(images.settings, name), images.run)
     sizes = importlib.import_module("revprop.experiments.alignment_sizes")
     for number in sizes.DATA:
         found[f"alignment/table{number}"] = Experiment(partial(sizes.table, number), sizes.run)

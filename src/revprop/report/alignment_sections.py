@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import matplotlib.image
-import numpy as np
 from matplotlib.figure import Figure
 
 from revprop.report.aggregation import Row, three_digits
-from revprop.report.figures import BLUE, GREEN, GREY, VERMILLION, figure_style, fix_layout
+from revprop.report.alignment_drawings import NAMES, errors_by_data, image_sheets, latent_plane, sine_panels
 from revprop.report.page import Section
 from revprop.report.tables import Cell, Table
 
-__all__ = ["alignment_sections", "image_sheets", "sine_panels"]
+__all__ = ["alignment_sections"]
 
-NAMES = {
-    "ae": "AE",
-    "vae": "VAE",
-    "gan": "GAN",
-    "fa": "FA",
-    "vfa": "VFA",
-    "vfa-gan": "VFA-GAN",
-    "local": "local FA",
-    "vfa, affine": "VFA, written out",
-}
 PUBLISHED_SIZES: dict[int, dict[str, tuple[float, float]]] = {
     3: {"vae": (27.40, 9.44), "gan": (13.44, 5.73), "vfa": (14.0, 11.66), "vfa-gan": (14.16, 20.59)},
     4: {"vae": (37.48, 19.41), "gan": (18.48, 12.45), "vfa": (19.04, 22.79), "vfa-gan": (19.24, 41.71)},
@@ -38,8 +22,13 @@ PUBLISHED_SIZES: dict[int, dict[str, tuple[float, float]]] = {
     6: {"vae": (25.422, 151.0), "gan": (3.274, 150.0), "vfa": (22.148, 172.0), "vfa-gan": (22.990, 218.0)},
 }
 """Parameters in millions and 10^-4 s per sample, by table (those of Tables 5 and 6 are printed in another unit)."""
-PUBLISHED_FID = {"vae": 39.84, "gan": 71.50, "vfa": 120.02, "vfa-gan": 41.24}
-"""Table 2, MNIST, in Inception's features."""
+_SAMPLED = ("vae", "gan", "vfa", "vfa-gan")
+PUBLISHED_FID: dict[str, dict[str, float]] = {
+    "mnist": dict(zip(_SAMPLED, (39.84, 71.50, 120.02, 41.24), strict=True)),
+    "cifar10": dict(zip(_SAMPLED, (163.59, 63.30, 209.32, 73.20), strict=True)),
+    "stl10": dict(zip(_SAMPLED, (201.59, 247.35, 259.96, 167.26), strict=True)),
+}
+"""Table 2, in Inception's features, by data set; CelebA's numbers are not legible in the text at hand."""
 
 
 def alignment_sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
@@ -57,7 +46,8 @@ def alignment_sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
         if kind in SECTIONS:
             study = {k: v for k, v in row["settings"].items() if k not in ("way", "seed", "model", "device")}
             groups.setdefault(json.dumps(study, sort_keys=True), []).append(row)
-    return [SECTIONS[str(group[0]["settings"]["kind"])](group, draw) for group in groups.values()]
+    found = [SECTIONS[str(group[0]["settings"]["kind"])](group, draw) for group in groups.values()]
+    return [*_across(list(groups.values()), draw), *found]
 
 
 def _figure2(rows: Sequence[Row], draw: bool) -> Section:
@@ -95,34 +85,6 @@ def _spread(rows: Sequence[Row], name: str) -> str:
 
 def _sentence(reduced: str) -> str:
     return f"Reduced: {reduced}." if reduced else ""
-
-
-def sine_panels(rows: Sequence[Row]) -> Figure:
-    """Draw what networks recover, as Figure 2 does: a panel each, y = sin(3 pi x) and the points (x recovered, f).
-
-    Args:
-        rows: of kind "alignment-figure2", one per panel.
-    """
-    with figure_style():
-        figure = Figure(figsize=(0.6 + 2.9 * len(rows), 3.1), layout="constrained")
-        grid = figure.subplots(1, len(rows), squeeze=False, sharey=True)
-        for axes, row in zip(grid.flat, rows, strict=True):
-            x = np.array(row["x"])
-            axes.plot(x, np.sin(3 * math.pi * x), color=GREY, linewidth=1, label="y = sin(3\u03c0x)")
-            axes.plot(x, row["f"], color=BLUE, linewidth=1, linestyle=(0, (4, 2)), label="f(x)")
-            recovered = np.array(row["recovered"])
-            axes.scatter(row["recovered_many"], row["f"], s=3, color=GREEN, alpha=0.5, label="by 200 small steps")
-            axes.scatter(recovered, row["f"], s=5, color=VERMILLION, label="(x recovered by one step, f)")
-            axes.set_title(row["settings"]["way"], fontsize=9)
-            axes.set_xlim(-1.6, 1.6)
-            axes.set_xlabel("x")
-        grid.flat[0].set_ylabel("y")
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-        fix_layout(figure)
-    said = "; ".join(f"{row['settings']['way']} {three_digits(row['error'])}" for row in rows)
-    figure.set_label(f"Figure 2, x recovered from outputs by one step. Mean absolute error of x: {said}.")
-    return figure
 
 
 def _sizes(rows: Sequence[Row], draw: bool) -> Section:
@@ -168,12 +130,13 @@ def _images(rows: Sequence[Row], draw: bool) -> Section:
     models = list(dict.fromkeys(row["settings"]["model"] for row in rows))
     by_model = {name: [row for row in rows if row["settings"]["model"] == name] for name in models}
     judge = f"{settings['judge']['network']}, trained on {settings['data']}"
+    published_fid = _published_fid(settings["data"])
     lines: list[list[Cell]] = []
     for name, same in by_model.items():
         values: list[Cell] = [_spread(same, what) if what in same[0] else None for what in ("error", "frechet")]
         accuracy = statistics.fmean(row["accuracy"] for row in same)
         reconstructed = _spread(same, "frechet_reconstruction")
-        published = PUBLISHED_FID.get(name)
+        published = published_fid.get(name)
         lines.append(
             [
                 NAMES[name],
@@ -200,13 +163,62 @@ def _images(rows: Sequence[Row], draw: bool) -> Section:
     seeds = sorted({row["settings"]["seed"] for row in rows})
     shown = [row for row in rows if row["settings"]["seed"] == seeds[0]]
     text = f"Settings: {settings['preset']}, {settings['epochs']} epochs. {_sentence(settings['reduced'])}"
+    few = settings["sizes"]["latent"] == 2
     return Section(
-        f"Feature alignment on {settings['data']}",
+        f"Feature alignment on {settings['data']}{', two latent variables' if few else ''}",
         text,
         tables=tables,
-        figures=[image_sheets(shown, what) for what in ("reconstruction", "samples", "interpolation")] if draw else (),
-        reading=_ordering(by_model),
+        figures=_drawn(shown) if draw else (),
+        reading=_ordering(by_model, published_fid),
     )
+
+
+def _drawn(rows: Sequence[Row]) -> list[Figure]:
+    """What the rows of one data set and seed have pictures of."""
+    planes = [latent_plane(row) for row in rows if "plane" in row]
+    kinds = [what for what in ("reconstruction", "samples", "interpolation", "classes") if _has(rows, what)]
+    return [*planes, *(image_sheets(rows, what) for what in kinds)]
+
+
+def _has(rows: Sequence[Row], what: str) -> bool:
+    return any(what in row["grids"] for row in rows)
+
+
+def _published_fid(data: str) -> dict[str, float]:
+    return next((numbers for name, numbers in PUBLISHED_FID.items() if data.startswith(name)), {})
+
+
+def _across(groups: Sequence[Sequence[Row]], draw: bool) -> list[Section]:
+    """Several data sets beside each other, where there are several: Table 2 and Figure 15."""
+    by_data: dict[str, dict[str, list[Row]]] = {}
+    for group in groups:
+        settings = group[0]["settings"]
+        if settings["kind"] == "alignment-images" and settings["sizes"]["latent"] != 2:
+            others = sum(name.startswith(settings["data"]) for name in by_data)
+            by_model = by_data.setdefault(settings["data"] + (f" ({others + 1})" if others else ""), {})
+            for row in group:
+                by_model.setdefault(row["settings"]["model"], []).append(row)
+    if len(by_data) < 2:
+        return []
+    models = list(dict.fromkeys(name for by_model in by_data.values() for name in by_model))
+    tables = []
+    for what, title in (("error", "|x - reconstruction|^2"), ("frechet", "Frechet distance of samples")):
+        shown = [name for name in models if any(what in row for by in by_data.values() for row in by.get(name, []))]
+        lines: list[list[Cell]] = []
+        for data, by_model in by_data.items():
+            cells: list[Cell] = [_spread(by_model[name], what) if name in by_model else None for name in shown]
+            lines.append([data, *cells])
+        if shown:
+            tables.append(Table(title, ["data", *(NAMES[name] for name in shown)], lines, ACROSS_NOTES[what]))
+    figures = [errors_by_data(by_data)] if draw else []
+    text = "The same models on several data sets; the sections below say how each was trained and judged."
+    return [Section("Several data sets", text, tables=tables, figures=figures)]
+
+
+ACROSS_NOTES = {
+    "error": "Mean and standard deviation over the runs. Published as a figure only: autoencoders least.",
+    "frechet": "In the features of a classifier of that data set: numbers of one line compare, those of one column do not.",
+}
 
 
 def _closed_loops(by_model: Mapping[str, Sequence[Row]]) -> list[Table]:
@@ -222,7 +234,7 @@ def _closed_loops(by_model: Mapping[str, Sequence[Row]]) -> list[Table]:
     return [Table("The same codes by the encoder's inverse and by reconstruct", columns, lines, note)]
 
 
-def _ordering(by_model: Mapping[str, Sequence[Row]]) -> str:
+def _ordering(by_model: Mapping[str, Sequence[Row]], published_fid: Mapping[str, float]) -> str:
     def ordered(what: str) -> list[str]:
         means = {
             name: statistics.fmean(row[what] for row in same) for name, same in by_model.items() if what in same[0]
@@ -230,9 +242,9 @@ def _ordering(by_model: Mapping[str, Sequence[Row]]) -> str:
         return sorted(means, key=means.__getitem__)
 
     said = []
-    samples = [name for name in ordered("frechet") if name in PUBLISHED_FID]
+    samples = [name for name in ordered("frechet") if name in published_fid]
     if len(samples) > 1:
-        published = sorted(samples, key=PUBLISHED_FID.__getitem__)
+        published = sorted(samples, key=published_fid.__getitem__)
         verdict = "the same as" if samples == published else "another than"
         said.append(
             f"By the distance of samples: {' < '.join(NAMES[n] for n in samples)}, {verdict} the paper's order in Table 2, "
@@ -243,39 +255,6 @@ def _ordering(by_model: Mapping[str, Sequence[Row]]) -> str:
         f"By the error of reconstructions: {' < '.join(NAMES[n] for n in errors)} (Figure 15: autoencoders least)."
     )
     return " ".join(said)
-
-
-def image_sheets(rows: Sequence[Row], what: str) -> Figure:
-    """Draw the sheets of images of several models: "reconstruction", "samples" or "interpolation".
-
-    Args:
-        rows: of kind "alignment-images"; those without such a sheet are left out.
-
-    Raises:
-        ValueError: none has one.
-    """
-    shown = [row for row in rows if what in row["grids"]]
-    if not shown:
-        raise ValueError(f"no row has a sheet of {what}")
-    sheets: list[Any] = [
-        matplotlib.image.imread(io.BytesIO(base64.b64decode(row["grids"][what])), "png") for row in shown
-    ]
-    height = 2.6 * sheets[0].shape[0] / sheets[0].shape[1] + 0.35
-    across = min(3, len(shown))
-    down = math.ceil(len(shown) / across)
-    with figure_style():
-        figure = Figure(figsize=(2.8 * across, 0.1 + height * down), layout="constrained")
-        grid = figure.subplots(down, across, squeeze=False)
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for axes, row, sheet in zip(grid.flat, shown, sheets, strict=False):
-            axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.set_title(NAMES[row["settings"]["model"]], fontsize=9)
-        fix_layout(figure)
-    above = " (below the images they are of)" if what == "reconstruction" else ""
-    names = ", ".join(NAMES[row["settings"]["model"]] for row in shown)
-    figure.set_label(f"{what.capitalize()}{above}: {names}.")
-    return figure
 
 
 SECTIONS = {"alignment-figure2": _figure2, "alignment-sizes": _sizes, "alignment-images": _images}
