@@ -25,6 +25,7 @@ from torch import Tensor, fx
 
 from revprop.affine import title
 from revprop.graph import Graph
+from revprop.held import held_operands
 from revprop.live_run import BATCH_NORMS, operation
 from revprop.mirror_steps import (
     ACTIVATIONS,
@@ -93,27 +94,32 @@ class MirrorPass:
             if node in skipped and node in reached:
                 reached.update(bind(graph, node).inputs)
             elif node in reached:
-                step, read = self._step(graph, node, pooled.get(node, ()))
+                step, read, free = self._step(graph, node, pooled.get(node, ()))
                 steps.append(step)
                 recorded |= {n.name for n in read}
-                reached.update(bind(graph, node).inputs)
+                reached |= free
         finishing = [n for n in (*on_way, *graph.inputs) if n in reached]
         self._finish = {n.name: _finish(graph, n, last, recorded) for n in finishing}
         self._steps = tuple(steps)
         self._inputs = tuple(n.name for n in graph.inputs)
         self.recorded = frozenset(recorded)
 
-    def _step(self, graph: Graph, node: fx.Node, behind: tuple[fx.Node, ...]) -> tuple[_Step, tuple[fx.Node, ...]]:
+    def _step(
+        self, graph: Graph, node: fx.Node, behind: tuple[fx.Node, ...]
+    ) -> tuple[_Step, tuple[fx.Node, ...], set[fx.Node]]:
+        """The way back, whose recorded values it reads, and which values get something."""
         call = bind(graph, node)
         inputs = tuple(call.inputs)
+        free = set(inputs)
         found = reverse(call, behind[-1] if behind else None)
         if found is None:
-            found = transposed_tangent(call)
-            self.held.append(title(graph, node))
+            free -= held_operands(graph, node)
+            found = transposed_tangent(call, free)
+            self.held.extend([title(graph, node)] if free else [])
         back, read = found
         source = behind[-1] if behind else node
         step = _Step(source.name, tuple(n.name for n in inputs), back, is_learned(graph, node), node.target in JOINS)
-        return step, read
+        return step, read, free
 
     def __call__(self, start: Tensor, recorded: Values) -> dict[str, Tensor]:
         """The value that comes back for everything that one does, by name.

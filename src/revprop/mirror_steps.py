@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, fx
 from revprop.affine import given
 from revprop.families import BY_COLUMNS, CONVOLUTIONS, PLAIN, TRANSPOSED
 from revprop.graph import Graph
-from revprop.held import held_operands
 from revprop.live_run import BATCH_NORMS
 from revprop.rules import Call, Linear, Nonlinear, Pointwise, Refusal, Selection, bind, closed
 from revprop.structural_map import Concatenate, Sum
@@ -265,15 +264,17 @@ def _transposed(call: Call) -> Callable[[Tensor], Tensor]:
     return transpose
 
 
-def transposed_tangent(call: Call) -> _Found:
-    """``J^T z`` at the recorded values, in what is not held: for what has no other way back, and for what is linear in one operand
-    (gates, divisors and the weights of an attention are held, so the tangent in the rest is the operator)."""
+def transposed_tangent(call: Call, moving: Collection[fx.Node]) -> _Found:
+    """``J^T z`` at the recorded values, in those of an operator's inputs that move: for what has no other way back, and for what is
+    linear in one operand (gates, divisors and the weights of an attention are held, so the tangent in the rest is the
+    operator)."""
+    if not moving:  # an embedding: indices get nothing
+        return (lambda value, recorded: [None] * len(call.inputs)), ()
     names = [n.name for n in call.values]
     distinct = list(dict.fromkeys(call.inputs))
-    held = held_operands(call.graph, call.node)
-    free = [i for i, n in enumerate(distinct) if n not in held]
+    free = [i for i, n in enumerate(distinct) if n in moving]
     places = [
-        free.index(distinct.index(n)) if n not in held and call.inputs.index(n) == i else None
+        free.index(distinct.index(n)) if n in moving and call.inputs.index(n) == i else None
         for i, n in enumerate(call.inputs)
     ]
 
@@ -283,8 +284,8 @@ def transposed_tangent(call: Call) -> _Found:
             at = [recorded[name] for name in names]
             for i in free:
                 at[i] = at[i].view_as(at[i]) if at[i].requires_grad else at[i].detach().requires_grad_()
-            moving = [at[i] for i in free]
-            found = torch.autograd.grad(call.run(*at), moving, value, create_graph=keep, allow_unused=True)
+            leaves = [at[i] for i in free]
+            found = torch.autograd.grad(call.run(*at), leaves, value, create_graph=keep, allow_unused=True)
         return [None if place is None else found[place] for place in places]
 
     return back, call.values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -13,7 +12,7 @@ from torch import Tensor, fx, nn
 from revprop.errors import near_matches
 from revprop.graph import Example, Graph, trace
 from revprop.inputs import in_order
-from revprop.live_run import operations, run_operations
+from revprop.live_run import differs_from_model, operations, run_operations
 from revprop.mirror import MirrorPass
 from revprop.mirror_steps import ACTIVATIONS, NORMS, is_learned, is_pointwise, weight_of
 from revprop.samples import Samples
@@ -112,6 +111,7 @@ class Racecar:
         self.layers = tuple(name for name in chosen if name not in lost)
         self.left_out = tuple(lost)
         self._sources = {name: sources[name] for name in self.layers}
+        self._given = given_back
         self._weights = _weights(weight, self.layers)
         constrained = [*self._sources.values(), self._start]
         read = self._pass().recorded
@@ -120,7 +120,7 @@ class Racecar:
         self._front = operations(self.graph, self._needed)
         self._whole = operations(self.graph, [*self._needed, self.graph.output])
         self._nodes = {n.name: n for n in self.graph.fx_graph.nodes}
-        self._verified = False
+        self._verified: set[tuple[bool, ...]] = set()
 
     # -- the penalty -----------------------------------------------------------------------------------------------------
 
@@ -154,8 +154,7 @@ class Racecar:
             ValueError: the model in train mode computes something else than what was traced, such as dropout.
         """
         inputs = self._inputs(x)
-        if self.graph.model.training and not self._verified:
-            self._verify(inputs)
+        self._verify(inputs)
         values = run_operations(self._whole, inputs, keep=True)
         output = values[self.graph.output.name]
         chosen = self._draw(len(output))
@@ -167,25 +166,19 @@ class Racecar:
     def regenerate(self, x: Example) -> dict[str, Tensor]:
         """What the reverse pass gives back, of a whole batch: constrained layer -> ``L'_m``, and "input" -> ``I'``.
 
-        The recorded values that these are compared with: :meth:`recorded`.
+        Of several inputs each is "input:" and its argument's name. Nothing comes back for indices and flags, and for inputs that
+        the constrained layers do not depend on. The recorded values that these are compared with: :meth:`recorded`.
         """
         values = run_operations(self._front, self._inputs(x))
         back = self._pass()(values[self._start.name], values)
-        found = {node.name: back[node.name] for node in self.graph.inputs if node.name in back}
-        first = (
-            {"input": next(iter(found.values()))} if len(found) == 1 else {f"input:{n}": v for n, v in found.items()}
-        )
-        return {**first, **{name: back[node.name] for name, node in self._sources.items()}}
+        return {name: back[node.name] for name, node in self._named().items()}
 
     @torch.no_grad()
     def recorded(self, x: Example) -> dict[str, Tensor]:
-        """The inputs of the constrained layers in the pass forward: layer -> ``L_m``, and "input" -> the batch."""
-        inputs = self._inputs(x)
-        values = run_operations(self._front, inputs)
-        first = (
-            {"input": next(iter(inputs.values()))} if len(inputs) == 1 else {f"input:{n}": v for n, v in inputs.items()}
-        )
-        return {**first, **{name: values[node.name] for name, node in self._sources.items()}}
+        """The inputs of the constrained layers in the pass forward: layer -> ``L_m``, and "input" -> the batch; named as
+        :meth:`regenerate` does."""
+        values = run_operations(self._front, self._inputs(x))
+        return {name: values[node.name] for name, node in self._named().items()}
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -211,6 +204,13 @@ class Racecar:
         with torch.no_grad():
             values = run_operations(operations(self.graph, [self._start, *reading]), inputs)
             return set(reverse(values[self._start.name], values))
+
+    def _named(self) -> dict[str, fx.Node]:
+        """The values that are regenerated, by the names that users see: inputs first."""
+        graph = self.graph
+        names = ["input"] if len(graph.inputs) == 1 else [f"input:{name}" for name in graph.input_names]
+        first = {name: node for name, node in zip(names, graph.inputs, strict=True) if node.name in self._given}
+        return {**first, **self._sources}
 
     def _inputs(self, x: Example) -> dict[str, Tensor]:
         values = in_order(x, self.graph.input_names)
@@ -247,24 +247,14 @@ class Racecar:
         return torch.stack(terms).sum()
 
     def _verify(self, inputs: Mapping[str, Tensor]) -> None:
-        """Refuses a model that in train mode does what its traced operators do not."""
-        model = copy.deepcopy(self.graph.model)
-        twin = self.graph.on(model)
-        asked = {name: value[:4].detach().clone() for name, value in inputs.items()}
-        with torch.no_grad():
-            found = run_operations(operations(twin, [twin.output]), asked, keep=False)[twin.output.name]
-            own = model(*asked.values())
-        if not isinstance(own, Tensor):
-            raise ValueError(
-                f"with_output: expected a model that returns a tensor, this one returns {type(own).__name__}"
-            )
-        scale = float(own.abs().max()) if own.numel() else 1.0
-        if own.shape != found.shape or not torch.allclose(own.to(found), found, rtol=1e-3, atol=1e-3 * scale):
-            raise ValueError(
-                "with_output: in train mode the model computes something else than the operators that were traced in eval mode "
-                "(dropout, stochastic depth): call model(x) and penalty(x), or model.eval()"
-            )
-        self._verified = True
+        """Refuses a model that in train mode does what its traced operators do not; looked at once for each choice of modes."""
+        modes = tuple(module.training for module in self.graph.model.modules())
+        if not any(modes) or modes in self._verified:
+            return
+        different = differs_from_model(self.graph, [value[:4].detach() for value in inputs.values()])
+        if different is not None:
+            raise ValueError(f"with_output: in train mode {different}: call model(x) and penalty(x), or model.eval()")
+        self._verified.add(modes)
 
     def __repr__(self) -> str:
         return f"Racecar({type(self.graph.model).__name__}, {len(self.layers)} layers, {self.reduction}, share {self.share})"
