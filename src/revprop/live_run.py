@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
 
 from revprop.affine import given
 from revprop.errors import ExportError
@@ -19,7 +20,7 @@ from revprop.inputs import arguments_of
 from revprop.outputs import Call
 from revprop.rules import bind
 
-__all__ = ["BATCH_NORMS", "Operation", "differs_from_model", "operation", "operations", "run_operations"]
+__all__ = ["BATCH_NORMS", "Operation", "differs_from_model", "operation", "operations", "outside_inference", "run_operations"]
 
 aten = torch.ops.aten
 BATCH_NORMS = frozenset({aten.batch_norm.default, aten.instance_norm.default})
@@ -123,6 +124,7 @@ def differs_from_model(graph: Graph, inputs: Sequence[Tensor]) -> str | None:
     call = Call(model, arguments_of(model, named if named.keys() <= known.keys() else tuple(inputs)), paths or None)
     buffers = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
     values = dict(zip((node.name for node in graph.inputs), inputs, strict=True))
+    norms = {name for name, module in model.named_modules() if _torch_forward(module) is not None}
     with torch.no_grad():
         found = run_operations(operations(graph, [graph.output]), values)[graph.output.name]
         try:
@@ -130,7 +132,16 @@ def differs_from_model(graph: Graph, inputs: Sequence[Tensor]) -> str | None:
         except ExportError as error:
             return f"the model returns something else than in eval mode: {error}"
     scale = float(own.abs().max()) if own.numel() else 1.0
+    for name, buffer in model.named_buffers():
+        if name.rpartition(".")[0] not in norms and not torch.equal(buffer, buffers[f"model.{name}"]):
+            return f"the model writes to its buffer {name}, which the operators that were traced in eval mode do not"
     near = max(1e-3, 8 * torch.finfo(found.dtype).eps)
     if own.shape == found.shape and torch.allclose(own.to(found), found, rtol=near, atol=near * scale):
         return None
     return "the model computes something else than the operators that were traced in eval mode (dropout, stochastic depth)"
+
+
+def outside_inference(run: Callable[[Any], Any], x: Any) -> Any:
+    """Runs a function outside of torch.inference_mode, without gradients: tangents are taken by autograd, which is off in it."""
+    with torch.inference_mode(False), torch.no_grad():
+        return run(tree_map_only(Tensor, torch.clone, x))

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from revprop.affine import title
+from revprop.affine import given, title
 from revprop.graph import Graph
 from revprop.held import held_operands
 from revprop.live_run import BATCH_NORMS, operation
@@ -34,8 +34,10 @@ from revprop.mirror_steps import (
     Values,
     is_learned,
     is_pointwise,
+    precise,
     reverse,
     several,
+    solution,
     takes_copies,
     tiles,
     transposed_tangent,
@@ -48,6 +50,13 @@ __all__ = ["MirrorPass"]
 aten = torch.ops.aten
 Finish = Callable[[Tensor, Values], Tensor]
 JOINS = frozenset({aten.cat.default, aten.stack.default})
+PARTIAL = frozenset(
+    {
+        *(aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default, aten.log.default, aten.log2.default),
+        *(aten.log10.default, aten.log1p.default, aten.logit.default, aten.acos.default, aten.asin.default),
+        *(aten.acosh.default, aten.atanh.default),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ class MirrorPass:
         if found is None:
             free -= held_operands(graph, node)
             found = transposed_tangent(call, free)
-            self.held.extend([title(graph, node)] if free else [])
+            self.held.extend([title(graph, _whole(node))] if free else [])
         back, read = found
         source = behind[-1] if behind else node
         step = _Step(source.name, tuple(n.name for n in inputs), back, is_learned(graph, node), node.target in JOINS)
@@ -185,6 +194,11 @@ def _pooled(graph: Graph, node: fx.Node, start: fx.Node, needed: set[fx.Node]) -
     return None
 
 
+def _whole(node: fx.Node) -> fx.Node:
+    """The operator that a value is a result of."""
+    return node.all_input_nodes[0] if isinstance(node.all_input_nodes[0].meta.get("val"), tuple | list) else node
+
+
 # -- the normalisation and activation of a value -------------------------------------------------------------------------
 
 
@@ -200,11 +214,19 @@ def _finish(graph: Graph, node: fx.Node, last: Callable[[Tensor], Tensor] | None
         if len(inputs) > 1:
             return _as_it_is
         before = _chain(graph, inputs[0], recorded)
+        if before is _as_it_is and _is_partial(node):
+            return before
         own = operation(graph, node)
         others = own.sources[1:]
         recorded.update(others)
         return lambda value, values: own.run(False, before(value, values), *[values[name] for name in others])
     return _through_structure(graph, node, recorded)
+
+
+def _is_partial(node: fx.Node) -> bool:
+    """Whether a function is none of all numbers: by itself no activation for what a layer's transpose gives."""
+    exponent = given(node).get("exponent")
+    return node.target in PARTIAL or (isinstance(exponent, int | float) and (exponent < 0 or exponent % 1 != 0))
 
 
 def _chain(graph: Graph, node: fx.Node, recorded: set[str]) -> Finish:
@@ -220,10 +242,10 @@ def _through_structure(graph: Graph, node: fx.Node, recorded: set[str]) -> Finis
     """Pooling and padding leave channels where they are, so that activations commute with them; what is reshaped is shaped
     back for them; of what is concatenated each part has its own."""
     try:
-        fact = closed(bind(graph, node))
+        call = precise(bind(graph, node))
+        fact = closed(call)
     except Refusal:
         return _as_it_is
-    call = bind(graph, node)
     if isinstance(fact, Linear) and isinstance(fact.map, Concatenate):
         chains = [_chain(graph, n, recorded) for n in call.inputs]
         if all(chain is _as_it_is for chain in chains):
@@ -245,10 +267,10 @@ def _through_structure(graph: Graph, node: fx.Node, recorded: set[str]) -> Finis
         return chain
     if isinstance(fact, Selection) or fact.windows is not None:
         return _as_it_is
-    factor = fact.map.factor(0.0)
+    solve = solution(call, fact)
 
     def shaped(value: Tensor, values: Values) -> Tensor:
-        inside = factor.solve(value)
+        inside = solve(value)
         assert isinstance(inside, Tensor)
         return fact.map.apply(chain(inside, values))
 

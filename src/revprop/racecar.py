@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from revprop.affine import order
 from revprop.errors import near_matches
 from revprop.graph import Example, Graph, trace
 from revprop.inputs import in_order
-from revprop.live_run import differs_from_model, operations, run_operations
+from revprop.live_run import differs_from_model, operations, outside_inference, run_operations
 from revprop.mirror import MirrorPass
 from revprop.mirror_steps import ACTIVATIONS, NORMS, is_learned, is_pointwise, weight_of
 from revprop.samples import Samples
@@ -115,7 +116,7 @@ class Racecar:
         self._weights = _weights(weight, self.layers)
         constrained = [*self._sources.values(), self._start]
         read = self._pass().recorded
-        reading = [n for n in self.graph.recorded if n.name in read]
+        reading = [n for n in (*self.graph.inputs, *self.graph.recorded) if n.name in read]
         self._needed = tuple(dict.fromkeys([*constrained, *reading]))
         self._front = operations(self.graph, self._needed)
         self._whole = operations(self.graph, [*self._needed, self.graph.output])
@@ -133,6 +134,8 @@ class Racecar:
         Raises:
             ValueError: inputs of another shape than were traced.
         """
+        if torch.is_inference_mode_enabled():
+            return outside_inference(self, x)
         inputs = self._inputs(x)
         n = len(next(iter(inputs.values())))
         chosen = self._draw(n)
@@ -153,6 +156,8 @@ class Racecar:
         Raises:
             ValueError: the model in train mode computes something else than what was traced, such as dropout.
         """
+        if torch.is_inference_mode_enabled():
+            return outside_inference(self.with_output, x)
         inputs = self._inputs(x)
         self._verify(inputs)
         values = run_operations(self._whole, inputs, keep=True)
@@ -169,6 +174,8 @@ class Racecar:
         Of several inputs each is "input:" and its argument's name. Nothing comes back for indices and flags, and for inputs that
         the constrained layers do not depend on. The recorded values that these are compared with: :meth:`recorded`.
         """
+        if torch.is_inference_mode_enabled():
+            return outside_inference(self.regenerate, x)
         values = run_operations(self._front, self._inputs(x))
         back = self._pass()(values[self._start.name], values)
         return {name: back[node.name] for name, node in self._named().items()}
@@ -221,7 +228,7 @@ class Racecar:
         return {node.name: value for node, value in zip(self.graph.inputs, values, strict=True)}
 
     def _draw(self, n: int) -> Tensor | None:
-        if self.share == 1.0:
+        if self.share == 1.0 or not n:
             return None
         return torch.randperm(n, generator=self._generator)[: max(1, round(self.share * n))]
 
@@ -230,16 +237,25 @@ class Racecar:
         found = {}
         for node in self._needed:
             value, samples = values[node.name], Samples.of(node.meta["val"])
-            found[node.name] = value if samples is None else samples.take(value, chosen.to(value.device))
+            found[node.name] = value
+            if samples is not None:  # where the batch is merged with other dimensions it may lie behind some
+                outer, inner = order(self.graph, node)
+                apart = value.movedim(samples.axis, 0).unflatten(0, (outer, samples.count(value), inner))
+                taken = apart.index_select(1, chosen.to(value.device))
+                found[node.name] = taken.flatten(0, 2).movedim(0, samples.axis)
         return found
 
     def _distance(self, values: Mapping[str, Tensor], times: float = 1.0) -> Tensor:
         """The penalty by recorded values; times: how many samples each of them stands for."""
-        back = self._pass()(values[self._start.name], values)
+        start = values[self._start.name]
+        if not start.numel():  # no samples: 0, that can be differentiated
+            return start.float().sum()
+        back = self._pass()(start, values)
         terms = []
         for name, node in self._sources.items():
             own, other = values[node.name], back[node.name]
-            own, other = (own.float(), other.float()) if own.dtype != other.dtype else (own, other)
+            if own.dtype != torch.float64 or other.dtype != torch.float64:  # sums of squares leave the range of half precision
+                own, other = own.float(), other.float()
             if self.reduction == "mean":
                 terms.append(self._weights[name] * F.mse_loss(other, own))
             else:
