@@ -41,6 +41,7 @@ from revprop.mirror_steps import (
     takes_copies,
     tiles,
     transposed_tangent,
+    weight_of,
 )
 from revprop.rules import Linear, Refusal, Selection, bind, closed
 from revprop.structural_map import Concatenate
@@ -180,6 +181,7 @@ def _pooled(graph: Graph, node: fx.Node, start: fx.Node, needed: set[fx.Node]) -
     transposed convolution are one transposed convolution of a longer stride."""
     if not takes_copies(graph, node):
         return None
+    kernel = weight_of(graph, node).meta["val"].shape[2:]  # type: ignore[union-attr]
     found: list[fx.Node] = []
     while node is not start and node is not graph.output:
         users = [user for user in node.users if user in graph.active]
@@ -187,8 +189,9 @@ def _pooled(graph: Graph, node: fx.Node, start: fx.Node, needed: set[fx.Node]) -
             return None
         (node,) = users
         found.append(node)
-        if tiles(graph, node) is not None:
-            return tuple(found)
+        times = tiles(graph, node)
+        if times is not None:  # by long windows the kernel would grow beyond what the copies cost
+            return tuple(found) if all(t <= max(2, k) for t, k in zip(times, kernel, strict=True)) else None
         if node.target not in NORMS and not is_pointwise(graph, node):
             return None
     return None
