@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +96,8 @@ class Racecar:
         if not 0.0 < share <= 1.0:
             raise ValueError(f"share: expected a share of each batch in (0, 1], given {share}")
         self.reduction, self.share = reduction, share
+        self._options: dict[str, Any] = {"layers": layers, "weight": weight, "reduction": reduction, "share": share}
+        self._options |= {"input_activation": input_activation}
         self._generator = torch.Generator().manual_seed(seed)
         found = learned_layers(self.graph)
         chosen = _chosen(self.graph, found, layers)
@@ -120,7 +123,6 @@ class Racecar:
         self._needed = tuple(dict.fromkeys([*constrained, *reading]))
         self._front = operations(self.graph, self._needed)
         self._whole = operations(self.graph, [*self._needed, self.graph.output])
-        self._nodes = {n.name: n for n in self.graph.fx_graph.nodes}
         self._verified: set[tuple[bool, ...]] = set()
 
     # -- the penalty -----------------------------------------------------------------------------------------------------
@@ -254,7 +256,9 @@ class Racecar:
         terms = []
         for name, node in self._sources.items():
             own, other = values[node.name], back[node.name]
-            if own.dtype != torch.float64 or other.dtype != torch.float64:  # sums of squares leave the range of half precision
+            if (
+                own.dtype != torch.float64 or other.dtype != torch.float64
+            ):  # sums of squares leave the range of half precision
                 own, other = own.float(), other.float()
             if self.reduction == "mean":
                 terms.append(self._weights[name] * F.mse_loss(other, own))
@@ -271,6 +275,15 @@ class Racecar:
         if different is not None:
             raise ValueError(f"with_output: in train mode {different}: call model(x) and penalty(x), or model.eval()")
         self._verified.add(modes)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Racecar:
+        """The penalty of a copy of the model: of the one that is copied with it, where a module holds both."""
+        twin = Racecar(self.graph.on(copy.deepcopy(self.graph.model, memo)), **self._options)
+        twin._generator.set_state(self._generator.get_state())
+        return twin
+
+    def __reduce__(self) -> Any:
+        raise TypeError("Racecar: a penalty is not pickled; pickle the model, and build the penalty where it is loaded")
 
     def __repr__(self) -> str:
         return f"Racecar({type(self.graph.model).__name__}, {len(self.layers)} layers, {self.reduction}, share {self.share})"

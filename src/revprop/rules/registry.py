@@ -206,7 +206,9 @@ class Call:
             raise Refusal('a factor that depends on the input or the batch size; use strategy="global"')
         parameter = next(self.graph.model.parameters(), None)
         return torch.as_tensor(
-            values, dtype=self.precision or self.node.meta["val"].dtype, device=parameter.device if parameter is not None else None
+            values,
+            dtype=self.precision or self.node.meta["val"].dtype,
+            device=parameter.device if parameter is not None else None,
         )
 
     def only(self, name: str = "input") -> fx.Node:
