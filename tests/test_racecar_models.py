@@ -47,31 +47,28 @@ def joined(m: nn.ModuleList, x: Tensor) -> Tensor:
 
 IMAGE = (1, 7, 7)
 NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
-    "windows that do not cover": (between(nn.MaxPool2d(2), conv(3, 3), nn.MaxPool2d(2)), IMAGE),
-    "ceil_mode": (between(nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(2, ceil_mode=True)), IMAGE),
-    "overlapping windows": (between(nn.MaxPool2d(3, 2), nn.AvgPool2d(3, 1)), IMAGE),
-    "padded windows": (between(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False)), IMAGE),
+    "windows that do not cover": (between(nn.MaxPool2d(2), conv(3, 3), nn.AvgPool2d(2, ceil_mode=True)), IMAGE),
+    "overlapping windows": (between(nn.MaxPool2d(3, 2), nn.AvgPool2d(3, 2, 1, count_include_pad=False)), IMAGE),
     "a norm in every window": (between(nn.LPPool2d(2, 2)), IMAGE),
     "global mean": (nn.Sequential(*between(nn.AdaptiveAvgPool2d(1)), nn.Flatten(), nn.Linear(2, 2)), IMAGE),
     "global largest": (Of(lambda m, x: m[1](m[0](x).relu().amax((2, 3))), conv(1, 3), nn.Linear(3, 2)), IMAGE),
-    "adaptive to more": (between(nn.AdaptiveAvgPool2d(9)), IMAGE),
-    "nearest, uneven": (between(nn.Upsample(size=(9, 11))), IMAGE),
-    "nearest, by a fraction": (between(nn.Upsample(scale_factor=2.1)), (1, 4, 4)),
-    "bilinear": (between(nn.Upsample(size=(9, 11), mode="bilinear")), IMAGE),
-    "bicubic": (between(nn.Upsample(scale_factor=2, mode="bicubic")), (1, 4, 4)),
-    "pixel shuffle": (
-        nn.Sequential(conv(1, 8), nn.ReLU(), nn.PixelShuffle(2), conv(2, 2), nn.PixelUnshuffle(2)),
+    "enlarged": (between(nn.Upsample(size=(9, 11)), conv(3, 3), nn.Upsample(size=(12, 13), mode="bilinear")), IMAGE),
+    "by fractions": (between(nn.Upsample(scale_factor=2.1), nn.AdaptiveAvgPool2d(9)), (1, 4, 4)),
+    "shuffled and padded": (
+        nn.Sequential(
+            *(conv(1, 8, padding_mode="reflect"), nn.ReLU(), nn.PixelShuffle(2)),
+            *(
+                conv(2, 2, padding_mode="circular"),
+                nn.PixelUnshuffle(2),
+                nn.Tanh(),
+                nn.PixelShuffle(2),
+                nn.MaxPool2d(2),
+            ),
+            conv(2, 2, padding_mode="replicate"),
+        ),
         (1, 4, 4),
     ),
-    "paddings": (
-        nn.Sequential(
-            *(conv(1, 3, padding_mode="reflect"), nn.ReLU(), conv(3, 3, padding_mode="circular"), nn.ReLU()),
-            conv(3, 2, padding_mode="replicate"),
-        ),
-        (1, 5, 5),
-    ),
-    "in place": (between(nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.MaxPool2d(2)), IMAGE),
-    "slopes of its own": (between(conv(3, 3), nn.PReLU(3)), IMAGE),
+    "in place": (between(nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.MaxPool2d(2), conv(3, 3), nn.PReLU(3)), IMAGE),
     "strides": (nn.Sequential(nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(3, 2, 3, 2, 1, 1)), IMAGE),
     "rows of features": (nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 4), nn.LayerNorm(4)), (7, 5)),
     "a signal": (nn.Sequential(nn.Conv1d(2, 4, 5, 2), nn.BatchNorm1d(4), nn.ELU(), nn.Conv1d(4, 3, 3)), (2, 20)),
@@ -89,8 +86,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "time first": (Of(time_first, nn.Linear(5, 4), nn.Linear(4, 3), nn.Linear(3, 2)), (6, 5)),
     "joined": (Of(joined, conv(1, 3), conv(3, 3), conv(4, 2)), IMAGE),
     "one of two": (Of(lambda m, x: m[1](torch.maximum(*m[0](x).chunk(2, 1))), nn.Linear(5, 8), nn.Linear(4, 3)), (5,)),
-    "softmax": (nn.Sequential(nn.Linear(5, 4), nn.Softmax(1), nn.Linear(4, 3)), (5,)),
-    "a product of two": (Of(lambda m, x: m[1](m[0](x, x)), nn.Bilinear(5, 5, 4), nn.Linear(4, 3)), (5,)),
+    "a product of two": (Of(lambda m, x: m[1](m[0](x, x).softmax(1)), nn.Bilinear(5, 5, 4), nn.Linear(4, 3)), (5,)),
     "recurrent": (
         Of(lambda m, x: m[1](m[0](x.transpose(0, 1))[0].transpose(0, 1)), nn.LSTM(5, 4), nn.Linear(4, 3)),
         (6, 5),
@@ -150,7 +146,7 @@ def test_every_layer_is_run_back_and_differentiated_in_both_modes(name: str) -> 
         torch.testing.assert_close(shared[0](x), shared[1].with_output(x)[1])
 
 
-@pytest.mark.parametrize("name", ["bilinear", "paddings", "adaptive to more", "joined", "rows of features"])
+@pytest.mark.parametrize("name", ["enlarged", "shuffled and padded", "rows of features"])
 def test_the_penalty_follows_its_model_to_another_precision(name: str) -> None:
     model, shape = copy.deepcopy(NETWORKS[name][0]).eval(), NETWORKS[name][1]
     x = torch.rand(4, *shape)
@@ -184,7 +180,7 @@ def test_sums_of_squares_do_not_leave_half_precision() -> None:
     torch.testing.assert_close(penalty(x).detach(), expected)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.integers(1, 3),
     st.integers(1, 4),

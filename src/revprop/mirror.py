@@ -266,10 +266,14 @@ def _through_structure(graph: Graph, node: fx.Node, recorded: set[str]) -> Finis
     if chain is _as_it_is:
         return _as_it_is
     before, after = graph.shape(source), graph.shape(node)
-    if len(before) == len(after) > 1 and before[0] == after[0] and not _over_the_last(graph, source):
+    kept = len(before) == len(after) > 1 and before[0] == after[0]
+    if kept and not _over_the_last(graph, source) and not _moves_channels(graph, source):
         return chain
-    if isinstance(fact, Selection) or fact.windows is not None:
-        return _as_it_is
+    windows = fact.windows
+    if windows is not None:  # on the image that was pooled, then pooled again
+        pool = operation(graph, node)
+        return lambda value, values: pool.run(False, chain(windows.spread(value, 0.0), values))
+    assert isinstance(fact, Linear)
     solve = solution(call, fact)
 
     def shaped(value: Tensor, values: Values) -> Tensor:
@@ -278,6 +282,18 @@ def _through_structure(graph: Graph, node: fx.Node, recorded: set[str]) -> Finis
         return fact.map.apply(chain(inside, values))
 
     return shaped
+
+
+def _moves_channels(graph: Graph, node: fx.Node) -> bool:
+    """Whether channels are moved between the layer in front and a value, so that what is done to them needs its very shape."""
+    while not is_learned(graph, node):
+        inputs = bind(graph, node).inputs
+        if len(inputs) != 1 or inputs[0] in graph.inputs:
+            return False
+        if graph.shape(inputs[0])[:1] != graph.shape(node)[:1]:
+            return True
+        (node,) = inputs
+    return False
 
 
 def _over_the_last(graph: Graph, node: fx.Node) -> bool:
