@@ -25,7 +25,7 @@ from revprop.graph import Graph
 from revprop.samples import Samples
 from revprop.segment import INSTEAD
 
-__all__ = ["Entry", "Kind", "Run", "Runner", "given", "source_name", "title"]
+__all__ = ["Entry", "Kind", "Run", "Runner", "given", "order", "source_name", "title"]
 
 
 @dataclass
@@ -225,7 +225,7 @@ class Runner:
         if samples.times > 1:
             # several results (a recurrent layer's) merge the batch as their input does
             merged = node if result is None else next(a for a in node.all_input_nodes if a in self.graph.movable)
-            outer, inner = _order(self.graph, merged)
+            outer, inner = order(self.graph, merged)
             padded = padded.repeat_interleave(inner, 0).repeat(outer, *[1] * (padded.dim() - 1))
         return padded.movedim(0, samples.axis).flatten(samples.axis, samples.axis + 1)
 
@@ -283,7 +283,7 @@ def source_name(graph: Graph, node: fx.Node, user: fx.Node) -> str:
     return graph.constants.get(node) or title(graph, user)
 
 
-def _order(graph: Graph, node: fx.Node) -> tuple[int, int]:
+def order(graph: Graph, node: fx.Node) -> tuple[int, int]:
     """Of a dimension that merges the batch with others, (outer, batch, inner): the sizes of those before and behind it."""
     key = ("order", node)
     if key not in graph.factored:

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from revprop.affine import title
+from revprop.affine import given, title
 from revprop.graph import Graph
+from revprop.held import held_operands
 from revprop.live_run import BATCH_NORMS, operation
 from revprop.mirror_steps import (
     ACTIVATIONS,
@@ -33,11 +34,14 @@ from revprop.mirror_steps import (
     Values,
     is_learned,
     is_pointwise,
+    precise,
     reverse,
     several,
+    solution,
     takes_copies,
     tiles,
     transposed_tangent,
+    weight_of,
 )
 from revprop.rules import Linear, Refusal, Selection, bind, closed
 from revprop.structural_map import Concatenate
@@ -47,6 +51,13 @@ __all__ = ["MirrorPass"]
 aten = torch.ops.aten
 Finish = Callable[[Tensor, Values], Tensor]
 JOINS = frozenset({aten.cat.default, aten.stack.default})
+PARTIAL = frozenset(
+    {
+        *(aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default, aten.log.default, aten.log2.default),
+        *(aten.log10.default, aten.log1p.default, aten.logit.default, aten.acos.default, aten.asin.default),
+        *(aten.acosh.default, aten.atanh.default),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -93,27 +104,32 @@ class MirrorPass:
             if node in skipped and node in reached:
                 reached.update(bind(graph, node).inputs)
             elif node in reached:
-                step, read = self._step(graph, node, pooled.get(node, ()))
+                step, read, free = self._step(graph, node, pooled.get(node, ()))
                 steps.append(step)
                 recorded |= {n.name for n in read}
-                reached.update(bind(graph, node).inputs)
+                reached |= free
         finishing = [n for n in (*on_way, *graph.inputs) if n in reached]
         self._finish = {n.name: _finish(graph, n, last, recorded) for n in finishing}
         self._steps = tuple(steps)
         self._inputs = tuple(n.name for n in graph.inputs)
         self.recorded = frozenset(recorded)
 
-    def _step(self, graph: Graph, node: fx.Node, behind: tuple[fx.Node, ...]) -> tuple[_Step, tuple[fx.Node, ...]]:
+    def _step(
+        self, graph: Graph, node: fx.Node, behind: tuple[fx.Node, ...]
+    ) -> tuple[_Step, tuple[fx.Node, ...], set[fx.Node]]:
+        """The way back, whose recorded values it reads, and which values get something."""
         call = bind(graph, node)
         inputs = tuple(call.inputs)
+        free = set(inputs)
         found = reverse(call, behind[-1] if behind else None)
         if found is None:
-            found = transposed_tangent(call)
-            self.held.append(title(graph, node))
+            free -= held_operands(graph, node)
+            found = transposed_tangent(call, free)
+            self.held.extend([title(graph, _whole(node))] if free else [])
         back, read = found
         source = behind[-1] if behind else node
         step = _Step(source.name, tuple(n.name for n in inputs), back, is_learned(graph, node), node.target in JOINS)
-        return step, read
+        return step, read, free
 
     def __call__(self, start: Tensor, recorded: Values) -> dict[str, Tensor]:
         """The value that comes back for everything that one does, by name.
@@ -165,6 +181,7 @@ def _pooled(graph: Graph, node: fx.Node, start: fx.Node, needed: set[fx.Node]) -
     transposed convolution are one transposed convolution of a longer stride."""
     if not takes_copies(graph, node):
         return None
+    kernel = weight_of(graph, node).meta["val"].shape[2:]  # type: ignore[union-attr]
     found: list[fx.Node] = []
     while node is not start and node is not graph.output:
         users = [user for user in node.users if user in graph.active]
@@ -172,11 +189,17 @@ def _pooled(graph: Graph, node: fx.Node, start: fx.Node, needed: set[fx.Node]) -
             return None
         (node,) = users
         found.append(node)
-        if tiles(graph, node) is not None:
-            return tuple(found)
+        times = tiles(graph, node)
+        if times is not None:  # by long windows the kernel would grow beyond what the copies cost
+            return tuple(found) if all(t <= max(2, k) for t, k in zip(times, kernel, strict=True)) else None
         if node.target not in NORMS and not is_pointwise(graph, node):
             return None
     return None
+
+
+def _whole(node: fx.Node) -> fx.Node:
+    """The operator that a value is a result of."""
+    return node.all_input_nodes[0] if isinstance(node.all_input_nodes[0].meta.get("val"), tuple | list) else node
 
 
 # -- the normalisation and activation of a value -------------------------------------------------------------------------
@@ -194,11 +217,19 @@ def _finish(graph: Graph, node: fx.Node, last: Callable[[Tensor], Tensor] | None
         if len(inputs) > 1:
             return _as_it_is
         before = _chain(graph, inputs[0], recorded)
+        if before is _as_it_is and _is_partial(node):
+            return before
         own = operation(graph, node)
         others = own.sources[1:]
         recorded.update(others)
         return lambda value, values: own.run(False, before(value, values), *[values[name] for name in others])
     return _through_structure(graph, node, recorded)
+
+
+def _is_partial(node: fx.Node) -> bool:
+    """Whether a function is none of all numbers: by itself no activation for what a layer's transpose gives."""
+    exponent = given(node).get("exponent")
+    return node.target in PARTIAL or (isinstance(exponent, int | float) and (exponent < 0 or exponent % 1 != 0))
 
 
 def _chain(graph: Graph, node: fx.Node, recorded: set[str]) -> Finish:
@@ -214,10 +245,10 @@ def _through_structure(graph: Graph, node: fx.Node, recorded: set[str]) -> Finis
     """Pooling and padding leave channels where they are, so that activations commute with them; what is reshaped is shaped
     back for them; of what is concatenated each part has its own."""
     try:
-        fact = closed(bind(graph, node))
+        call = precise(bind(graph, node))
+        fact = closed(call)
     except Refusal:
         return _as_it_is
-    call = bind(graph, node)
     if isinstance(fact, Linear) and isinstance(fact.map, Concatenate):
         chains = [_chain(graph, n, recorded) for n in call.inputs]
         if all(chain is _as_it_is for chain in chains):
@@ -235,18 +266,34 @@ def _through_structure(graph: Graph, node: fx.Node, recorded: set[str]) -> Finis
     if chain is _as_it_is:
         return _as_it_is
     before, after = graph.shape(source), graph.shape(node)
-    if len(before) == len(after) > 1 and before[0] == after[0] and not _over_the_last(graph, source):
+    kept = len(before) == len(after) > 1 and before[0] == after[0]
+    if kept and not _over_the_last(graph, source) and not _moves_channels(graph, source):
         return chain
-    if isinstance(fact, Selection) or fact.windows is not None:
-        return _as_it_is
-    factor = fact.map.factor(0.0)
+    windows = fact.windows
+    if windows is not None:  # on the image that was pooled, then pooled again
+        pool = operation(graph, node)
+        return lambda value, values: pool.run(False, chain(windows.spread(value, 0.0), values))
+    assert isinstance(fact, Linear)
+    solve = solution(call, fact)
 
     def shaped(value: Tensor, values: Values) -> Tensor:
-        inside = factor.solve(value)
+        inside = solve(value)
         assert isinstance(inside, Tensor)
         return fact.map.apply(chain(inside, values))
 
     return shaped
+
+
+def _moves_channels(graph: Graph, node: fx.Node) -> bool:
+    """Whether channels are moved between the layer in front and a value, so that what is done to them needs its very shape."""
+    while not is_learned(graph, node):
+        inputs = bind(graph, node).inputs
+        if len(inputs) != 1 or inputs[0] in graph.inputs:
+            return False
+        if graph.shape(inputs[0])[:1] != graph.shape(node)[:1]:
+            return True
+        (node,) = inputs
+    return False
 
 
 def _over_the_last(graph: Graph, node: fx.Node) -> bool:

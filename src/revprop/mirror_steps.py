@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from revprop.affine import given
+from revprop.affine import given, title
 from revprop.families import BY_COLUMNS, CONVOLUTIONS, PLAIN, TRANSPOSED
 from revprop.graph import Graph
-from revprop.held import held_operands
 from revprop.live_run import BATCH_NORMS
 from revprop.rules import Call, Linear, Nonlinear, Pointwise, Refusal, Selection, bind, closed
+from revprop.samples import Samples
 from revprop.structural_map import Concatenate, Sum
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "Values",
     "is_learned",
     "is_pointwise",
+    "precise",
     "reverse",
     "several",
+    "solution",
     "takes_copies",
     "tiles",
     "transposed_tangent",
@@ -69,6 +72,7 @@ def reverse(call: Call, pooling: fx.Node | None = None) -> _Found | None:
     Args:
         pooling: of a convolution, the one behind it whose value it starts from.
     """
+    call = precise(call)
     graph, node = call.graph, call.node
     if weight_of(graph, node) is not None and len(call.inputs) == 1:
         return _by_weights(graph, node, None if pooling is None else tiles(graph, pooling)), ()
@@ -212,7 +216,7 @@ def _by_map(call: Call, fact: Linear) -> Back:
     offset = None if node.target in PLAIN or isinstance(fact.map, Sum) else _offset(call)
 
     def centred(value: Tensor) -> Tensor:
-        return value if offset is None else value - offset()
+        return value if offset is None else value - offset(value)
 
     if fact.windows is not None:
         windows = fact.windows
@@ -229,28 +233,52 @@ def _by_map(call: Call, fact: Linear) -> Back:
         )
     if node.target in _NEAREST:
         size, out = call.shape_of()[1:], call.shape[1:]
-        if all(o % s == 0 for s, o in zip(size, out, strict=True)):
+        factors = call.get("scale_factors") or [o / s for s, o in zip(size, out, strict=True)]
+        if all(o == f * s and f % 1 == 0 for s, o, f in zip(size, out, factors, strict=True)):
             times = tuple(o // s for s, o in zip(size, out, strict=True))
             return lambda value, recorded: (_LARGEST[len(times)](value, times),)
-    factor = fact.map.factor(0.0)
-    return lambda value, recorded: several(factor.solve(centred(value)))
+    solve = solution(call, fact)
+    return lambda value, recorded: several(solve(centred(value)))
 
 
 def several(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (value,) if isinstance(value, Tensor) else value
 
 
-def _zeros(call: Call, n: int, like: Tensor) -> Tensor:
+def precise(call: Call) -> Call:
+    """The same call with constants as precise as the parameters are now, and no less than in single precision."""
+    parameter = next(call.graph.model.parameters(), None)
+    double = (call.node.meta["val"] if parameter is None else parameter).dtype == torch.float64
+    return replace(call, precision=torch.float64 if double else torch.float32)
+
+
+def solution(call: Call, fact: Linear) -> Callable[[Tensor], Tensor | tuple[Tensor, ...]]:
+    """The pseudo-inverse of a :func:`precise` call's map, for values of any precision."""
+    factor, precision = fact.map.factor(0.0), call.precision
+
+    def solve(value: Tensor) -> Tensor | tuple[Tensor, ...]:
+        found = factor.solve(value.to(precision))
+        return found.to(value.dtype) if isinstance(found, Tensor) else tuple(part.to(value.dtype) for part in found)
+
+    return solve
+
+
+def _zeros(call: Call, value: Tensor, n: int | None = None) -> Tensor:
+    """A zero for the one input of an operator, of as many samples as a value of its output has, or n."""
     (source,) = call.inputs
-    return like.new_zeros((n, *call.graph.shape(source)))
+    ours, theirs = Samples.of(source.meta["val"]), Samples.of(call.node.meta["val"])
+    if ours is None or theirs is None:
+        raise ValueError(f"{title(call.graph, call.node)}: the samples lie along no one dimension of its values")
+    return value.new_zeros(ours.shape(source.meta["val"], theirs.count(value) if n is None else n))
 
 
-def _offset(call: Call) -> Callable[[], Tensor] | None:
-    """What an affine operator gives for 0, as it is now; for one sample."""
-    segment = call.graph.segment(tuple(call.inputs), (call.node,)) if not call.held else None
-    if segment is None or any(not call.graph.per_sample(n) for n in call.inputs):
+def _offset(call: Call) -> Callable[[Tensor], Tensor] | None:
+    """What an affine operator gives for 0, as it is now: for one sample, where that is the same for all."""
+    samples = Samples.of(call.node.meta["val"])
+    if call.held or samples is None or len(call.inputs) != 1:
         return None
-    return lambda: segment(_zeros(call, 1, call.like(0.0)))[0]
+    segment, n = call.graph.segment(tuple(call.inputs), (call.node,)), 1 if samples.times == 1 else None
+    return lambda value: segment(_zeros(call, value, n))[0]
 
 
 def _transposed(call: Call) -> Callable[[Tensor], Tensor]:
@@ -259,21 +287,23 @@ def _transposed(call: Call) -> Callable[[Tensor], Tensor]:
 
     def transpose(value: Tensor) -> Tensor:
         with torch.enable_grad():
-            at = _zeros(call, len(value), value).requires_grad_()
+            at = _zeros(call, value).requires_grad_()
             return torch.autograd.grad(segment(at)[0], at, value, create_graph=torch.is_grad_enabled())[0]
 
     return transpose
 
 
-def transposed_tangent(call: Call) -> _Found:
-    """``J^T z`` at the recorded values, in what is not held: for what has no other way back, and for what is linear in one operand
-    (gates, divisors and the weights of an attention are held, so the tangent in the rest is the operator)."""
+def transposed_tangent(call: Call, moving: Collection[fx.Node]) -> _Found:
+    """``J^T z`` at the recorded values, in those of an operator's inputs that move: for what has no other way back, and for what is
+    linear in one operand (gates, divisors and the weights of an attention are held, so the tangent in the rest is the
+    operator)."""
+    if not moving:  # an embedding: indices get nothing
+        return (lambda value, recorded: [None] * len(call.inputs)), ()
     names = [n.name for n in call.values]
     distinct = list(dict.fromkeys(call.inputs))
-    held = held_operands(call.graph, call.node)
-    free = [i for i, n in enumerate(distinct) if n not in held]
+    free = [i for i, n in enumerate(distinct) if n in moving]
     places = [
-        free.index(distinct.index(n)) if n not in held and call.inputs.index(n) == i else None
+        free.index(distinct.index(n)) if n in moving and call.inputs.index(n) == i else None
         for i, n in enumerate(call.inputs)
     ]
 
@@ -283,8 +313,8 @@ def transposed_tangent(call: Call) -> _Found:
             at = [recorded[name] for name in names]
             for i in free:
                 at[i] = at[i].view_as(at[i]) if at[i].requires_grad else at[i].detach().requires_grad_()
-            moving = [at[i] for i in free]
-            found = torch.autograd.grad(call.run(*at), moving, value, create_graph=keep, allow_unused=True)
+            leaves = [at[i] for i in free]
+            found = torch.autograd.grad(call.run(*at), leaves, value, create_graph=keep, allow_unused=True)
         return [None if place is None else found[place] for place in places]
 
     return back, call.values

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from revprop.affine import order
 from revprop.errors import near_matches
 from revprop.graph import Example, Graph, trace
 from revprop.inputs import in_order
-from revprop.live_run import operations, run_operations
+from revprop.live_run import differs_from_model, operations, outside_inference, run_operations
 from revprop.mirror import MirrorPass
 from revprop.mirror_steps import ACTIVATIONS, NORMS, is_learned, is_pointwise, weight_of
 from revprop.samples import Samples
@@ -95,6 +96,8 @@ class Racecar:
         if not 0.0 < share <= 1.0:
             raise ValueError(f"share: expected a share of each batch in (0, 1], given {share}")
         self.reduction, self.share = reduction, share
+        self._options: dict[str, Any] = {"layers": layers, "weight": weight, "reduction": reduction, "share": share}
+        self._options |= {"input_activation": input_activation}
         self._generator = torch.Generator().manual_seed(seed)
         found = learned_layers(self.graph)
         chosen = _chosen(self.graph, found, layers)
@@ -112,15 +115,15 @@ class Racecar:
         self.layers = tuple(name for name in chosen if name not in lost)
         self.left_out = tuple(lost)
         self._sources = {name: sources[name] for name in self.layers}
+        self._given = given_back
         self._weights = _weights(weight, self.layers)
         constrained = [*self._sources.values(), self._start]
         read = self._pass().recorded
-        reading = [n for n in self.graph.recorded if n.name in read]
+        reading = [n for n in (*self.graph.inputs, *self.graph.recorded) if n.name in read]
         self._needed = tuple(dict.fromkeys([*constrained, *reading]))
         self._front = operations(self.graph, self._needed)
         self._whole = operations(self.graph, [*self._needed, self.graph.output])
-        self._nodes = {n.name: n for n in self.graph.fx_graph.nodes}
-        self._verified = False
+        self._verified: set[tuple[bool, ...]] = set()
 
     # -- the penalty -----------------------------------------------------------------------------------------------------
 
@@ -133,6 +136,8 @@ class Racecar:
         Raises:
             ValueError: inputs of another shape than were traced.
         """
+        if torch.is_inference_mode_enabled():
+            return outside_inference(self, x)
         inputs = self._inputs(x)
         n = len(next(iter(inputs.values())))
         chosen = self._draw(n)
@@ -153,9 +158,10 @@ class Racecar:
         Raises:
             ValueError: the model in train mode computes something else than what was traced, such as dropout.
         """
+        if torch.is_inference_mode_enabled():
+            return outside_inference(self.with_output, x)
         inputs = self._inputs(x)
-        if self.graph.model.training and not self._verified:
-            self._verify(inputs)
+        self._verify(inputs)
         values = run_operations(self._whole, inputs, keep=True)
         output = values[self.graph.output.name]
         chosen = self._draw(len(output))
@@ -167,25 +173,21 @@ class Racecar:
     def regenerate(self, x: Example) -> dict[str, Tensor]:
         """What the reverse pass gives back, of a whole batch: constrained layer -> ``L'_m``, and "input" -> ``I'``.
 
-        The recorded values that these are compared with: :meth:`recorded`.
+        Of several inputs each is "input:" and its argument's name. Nothing comes back for indices and flags, and for inputs that
+        the constrained layers do not depend on. The recorded values that these are compared with: :meth:`recorded`.
         """
+        if torch.is_inference_mode_enabled():
+            return outside_inference(self.regenerate, x)
         values = run_operations(self._front, self._inputs(x))
         back = self._pass()(values[self._start.name], values)
-        found = {node.name: back[node.name] for node in self.graph.inputs if node.name in back}
-        first = (
-            {"input": next(iter(found.values()))} if len(found) == 1 else {f"input:{n}": v for n, v in found.items()}
-        )
-        return {**first, **{name: back[node.name] for name, node in self._sources.items()}}
+        return {name: back[node.name] for name, node in self._named().items()}
 
     @torch.no_grad()
     def recorded(self, x: Example) -> dict[str, Tensor]:
-        """The inputs of the constrained layers in the pass forward: layer -> ``L_m``, and "input" -> the batch."""
-        inputs = self._inputs(x)
-        values = run_operations(self._front, inputs)
-        first = (
-            {"input": next(iter(inputs.values()))} if len(inputs) == 1 else {f"input:{n}": v for n, v in inputs.items()}
-        )
-        return {**first, **{name: values[node.name] for name, node in self._sources.items()}}
+        """The inputs of the constrained layers in the pass forward: layer -> ``L_m``, and "input" -> the batch; named as
+        :meth:`regenerate` does."""
+        values = run_operations(self._front, self._inputs(x))
+        return {name: values[node.name] for name, node in self._named().items()}
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -212,6 +214,13 @@ class Racecar:
             values = run_operations(operations(self.graph, [self._start, *reading]), inputs)
             return set(reverse(values[self._start.name], values))
 
+    def _named(self) -> dict[str, fx.Node]:
+        """The values that are regenerated, by the names that users see: inputs first."""
+        graph = self.graph
+        names = ["input"] if len(graph.inputs) == 1 else [f"input:{name}" for name in graph.input_names]
+        first = {name: node for name, node in zip(names, graph.inputs, strict=True) if node.name in self._given}
+        return {**first, **self._sources}
+
     def _inputs(self, x: Example) -> dict[str, Tensor]:
         values = in_order(x, self.graph.input_names)
         for name, node, value in zip(self.graph.input_names, self.graph.inputs, values, strict=True):
@@ -221,7 +230,7 @@ class Racecar:
         return {node.name: value for node, value in zip(self.graph.inputs, values, strict=True)}
 
     def _draw(self, n: int) -> Tensor | None:
-        if self.share == 1.0:
+        if self.share == 1.0 or not n:
             return None
         return torch.randperm(n, generator=self._generator)[: max(1, round(self.share * n))]
 
@@ -230,16 +239,27 @@ class Racecar:
         found = {}
         for node in self._needed:
             value, samples = values[node.name], Samples.of(node.meta["val"])
-            found[node.name] = value if samples is None else samples.take(value, chosen.to(value.device))
+            found[node.name] = value
+            if samples is not None:  # where the batch is merged with other dimensions it may lie behind some
+                outer, inner = order(self.graph, node)
+                apart = value.movedim(samples.axis, 0).unflatten(0, (outer, samples.count(value), inner))
+                taken = apart.index_select(1, chosen.to(value.device))
+                found[node.name] = taken.flatten(0, 2).movedim(0, samples.axis)
         return found
 
     def _distance(self, values: Mapping[str, Tensor], times: float = 1.0) -> Tensor:
         """The penalty by recorded values; times: how many samples each of them stands for."""
-        back = self._pass()(values[self._start.name], values)
+        start = values[self._start.name]
+        if not start.numel():  # no samples: 0, that can be differentiated
+            return start.float().sum()
+        back = self._pass()(start, values)
         terms = []
         for name, node in self._sources.items():
             own, other = values[node.name], back[node.name]
-            own, other = (own.float(), other.float()) if own.dtype != other.dtype else (own, other)
+            if (
+                own.dtype != torch.float64 or other.dtype != torch.float64
+            ):  # sums of squares leave the range of half precision
+                own, other = own.float(), other.float()
             if self.reduction == "mean":
                 terms.append(self._weights[name] * F.mse_loss(other, own))
             else:
@@ -247,24 +267,23 @@ class Racecar:
         return torch.stack(terms).sum()
 
     def _verify(self, inputs: Mapping[str, Tensor]) -> None:
-        """Refuses a model that in train mode does what its traced operators do not."""
-        model = copy.deepcopy(self.graph.model)
-        twin = self.graph.on(model)
-        asked = {name: value[:4].detach().clone() for name, value in inputs.items()}
-        with torch.no_grad():
-            found = run_operations(operations(twin, [twin.output]), asked, keep=False)[twin.output.name]
-            own = model(*asked.values())
-        if not isinstance(own, Tensor):
-            raise ValueError(
-                f"with_output: expected a model that returns a tensor, this one returns {type(own).__name__}"
-            )
-        scale = float(own.abs().max()) if own.numel() else 1.0
-        if own.shape != found.shape or not torch.allclose(own.to(found), found, rtol=1e-3, atol=1e-3 * scale):
-            raise ValueError(
-                "with_output: in train mode the model computes something else than the operators that were traced in eval mode "
-                "(dropout, stochastic depth): call model(x) and penalty(x), or model.eval()"
-            )
-        self._verified = True
+        """Refuses a model that in train mode does what its traced operators do not; looked at once for each choice of modes."""
+        modes = tuple(module.training for module in self.graph.model.modules())
+        if not any(modes) or modes in self._verified:
+            return
+        different = differs_from_model(self.graph, [value[:4].detach() for value in inputs.values()])
+        if different is not None:
+            raise ValueError(f"with_output: in train mode {different}: call model(x) and penalty(x), or model.eval()")
+        self._verified.add(modes)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Racecar:
+        """The penalty of a copy of the model: of the one that is copied with it, where a module holds both."""
+        twin = Racecar(self.graph.on(copy.deepcopy(self.graph.model, memo)), **self._options)
+        twin._generator.set_state(self._generator.get_state())
+        return twin
+
+    def __reduce__(self) -> Any:
+        raise TypeError("Racecar: a penalty is not pickled; pickle the model, and build the penalty where it is loaded")
 
     def __repr__(self) -> str:
         return f"Racecar({type(self.graph.model).__name__}, {len(self.layers)} layers, {self.reduction}, share {self.share})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from revprop.samples import Samples
 
 if TYPE_CHECKING:
     from revprop.graph import Graph
@@ -82,15 +85,20 @@ def build_segment(graph: Graph, inputs: tuple[fx.Node, ...], outputs: tuple[fx.N
     sizes: dict[str, Any] = {}
     for i, node in enumerate(inputs):
         for dim, size in enumerate(node.meta["val"].shape):
-            if isinstance(size, torch.SymInt) and str(size) not in sizes:
-                sizes[str(size)] = (i, dim)
+            if isinstance(size, torch.SymInt):
+                sizes.setdefault(str(size), (i, dim, 1))
+                samples = Samples.of(node.meta["val"])
+                if samples is not None:  # a multiple of the batch: the batch, too, can be read off it
+                    (batch,) = size.node.expr.free_symbols
+                    sizes.setdefault(str(batch), (i, dim, samples.times))
 
     def size_of(node: fx.Node) -> Any:
         name = str(node.meta["val"])
         if name in sizes:
             if isinstance(sizes[name], tuple):
-                i, dim = sizes[name]
-                sizes[name] = new.call_function(aten.sym_size.int, (copied[inputs[i]], dim))
+                i, dim, times = sizes[name]
+                size = new.call_function(aten.sym_size.int, (copied[inputs[i]], dim))
+                sizes[name] = size if times == 1 else new.call_function(operator.floordiv, (size, times))
             return sizes[name]
         if node.target is aten.sym_size.int:
             raise ValueError(f"the size {name} cannot be read off this part's inputs")

@@ -128,7 +128,7 @@ class Call:
     Attributes:
         operator: what is called. moving: the activations that may move; others (masks, token indices, what by-passes the
             layers asked for) are held at their recorded values. within: of several operators as one, these; entrywise: whether
-            they make a function entry by entry.
+            they make a function entry by entry. precision: of constants; that of the traced value where not given.
     """
 
     graph: Graph
@@ -138,6 +138,7 @@ class Call:
     moving: frozenset[fx.Node]
     within: frozenset[fx.Node] = frozenset()
     entrywise: bool = False
+    precision: torch.dtype | None = None
 
     @cached_property
     def inputs(self) -> tuple[fx.Node, ...]:
@@ -205,7 +206,9 @@ class Call:
             raise Refusal('a factor that depends on the input or the batch size; use strategy="global"')
         parameter = next(self.graph.model.parameters(), None)
         return torch.as_tensor(
-            values, dtype=self.node.meta["val"].dtype, device=parameter.device if parameter is not None else None
+            values,
+            dtype=self.precision or self.node.meta["val"].dtype,
+            device=parameter.device if parameter is not None else None,
         )
 
     def only(self, name: str = "input") -> fx.Node:
