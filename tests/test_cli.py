@@ -69,7 +69,6 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Runs one command: exit code, standard output, standard error."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(cli.console, "file", sys.stdout)  # the one that is captured now
         capsys.readouterr()
         try:
             code = cli.main(list(arguments))

@@ -48,7 +48,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     torch.save(NETWORKS["digits"](seed=0).state_dict(), "weights.pt")
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(cli.console, "file", sys.stdout)
         capsys.readouterr()
         code = cli.main(["explain", *arguments])
         found = capsys.readouterr()
