@@ -57,7 +57,7 @@ RATES = {
 }
 """Epochs and their learning rates: Tables 1 and 2 of the paper."""
 L1 = 1e-5  # the weight of the penalty, which the paper does not tell
-SHORT = {"vgg7": (6, 2e-3, 50_000), "resnet20-wide": (3, 2e-3, 40_000), "resnet20-fixup": (3, 3e-3, 40_000)}
+SHORT = {"vgg7": (6, 2e-3, 50_000), "resnet20-wide": (3, 2e-3, 40_000), "resnet20-fixup": (4, 1e-3, 40_000)}
 """Epochs, the highest learning rate, and at most so many training images of a short training: a quarter of an hour of one core."""
 
 
