@@ -195,10 +195,13 @@ class Racecar:
 
     # -- inside ----------------------------------------------------------------------------------------------------------
 
+    def _place(self) -> tuple[torch.device, torch.dtype]:
+        like = next(self.graph.model.parameters(), torch.zeros(()))
+        return like.device, like.dtype
+
     def _pass(self) -> MirrorPass:
         """The reverse pass, for where the model's parameters are now: constant maps lie there, too."""
-        like = next((p for p in self.graph.model.parameters()), torch.zeros(()))
-        place = (like.device, like.dtype)
+        place = self._place()
         if place not in self._passes:
             self._passes[place] = MirrorPass(self.graph, self._start, self._last)
         return self._passes[place]
@@ -208,8 +211,7 @@ class Racecar:
         reverse = self._pass()
         reading = [n for n in self.graph.recorded if n.name in reverse.recorded]
         inputs = {n.name: _made(n) for n in self.graph.inputs}
-        like = next((p for p in self.graph.model.parameters()), torch.zeros(()))
-        inputs = {name: value.to(like.device) for name, value in inputs.items()}
+        inputs = {name: value.to(self._place()[0]) for name, value in inputs.items()}
         with torch.no_grad():
             values = run_operations(operations(self.graph, [self._start, *reading]), inputs)
             return set(reverse(values[self._start.name], values))
@@ -256,9 +258,7 @@ class Racecar:
         terms = []
         for name, node in self._sources.items():
             own, other = values[node.name], back[node.name]
-            if (
-                own.dtype != torch.float64 or other.dtype != torch.float64
-            ):  # sums of squares leave the range of half precision
+            if {own.dtype, other.dtype} != {torch.float64}:  # sums of squares leave the range of half precision
                 own, other = own.float(), other.float()
             if self.reduction == "mean":
                 terms.append(self._weights[name] * F.mse_loss(other, own))
