@@ -69,9 +69,9 @@ def test_fit_is_adam_on_seeded_shuffles(dtype: torch.dtype, n: int, batch_size: 
             adam.step()
             total = [t + v.item() * len(rows) for t, v in zip(total, losses.values(), strict=True)]
         means.append({"loss": total[0] / n, "largest": total[1] / n})
-    assert changed(state_of(reference), state_of(model)) == set()
+    torch.testing.assert_close(state_of(model), state_of(reference))  # torch's two ways to step Adam: equal to rounding
     assert fitted.history[0].losses == {}
-    assert [e.losses for e in fitted.history[1:]] == [pytest.approx(mean, rel=1e-6) for mean in means]
+    assert [e.losses for e in fitted.history[1:]] == [pytest.approx(mean, rel=1e-5) for mean in means]
 
 
 def test_only_what_requires_gradients_is_trained() -> None:

@@ -137,7 +137,10 @@ class Graph:
             device = next((p.device for p in self.model.parameters()), value.device)
             return value if value.device == device else value.to(device)
         holder, _, leaf = name.rpartition(".")
-        value = getattr(self.model.get_submodule(holder), leaf)
+        module: Any = self.model
+        for part in holder.split(".") if holder else ():  # get_submodule's checks would cost more than a small layer
+            module = module._modules[part]
+        value = getattr(module, leaf)
         assert isinstance(value, Tensor)
         return value
 

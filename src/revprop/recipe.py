@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from revprop.errors import near_matches
 
-__all__ = ["AUGMENTATIONS", "Recipe", "augmented", "flipped"]
+__all__ = ["AUGMENTATIONS", "Recipe", "augmented", "flipped", "fused"]
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 AUGMENTATIONS = ("", "flips", "adjoint")
@@ -58,7 +58,8 @@ class Recipe:
 
     def optimizer_of(self, parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
         """The optimizer of some parameters."""
-        return OPTIMIZERS[self.optimizer](list(parameters), lr=rate)
+        found = list(parameters)
+        return OPTIMIZERS[self.optimizer](found, lr=rate, fused=fused(found))
 
     def rate(self, rate: float, done: float, epochs: int) -> float:
         """The learning rate of a step.
@@ -98,6 +99,15 @@ class Recipe:
             shift, scale = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (mean, std))
             return (augmented(images * scale + shift) - shift) / scale
         return flipped(images) if self.augmentation else images
+
+
+def fused(parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether torch has a kernel that steps all of these at once: several times faster for networks of small layers.
+
+    >>> fused(list(nn.Linear(2, 3).parameters())), fused([])
+    (True, False)
+    """
+    return bool(parameters) and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 
 def flipped(images: Tensor) -> Tensor:

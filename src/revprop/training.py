@@ -177,7 +177,8 @@ def fit(
                         value = float(losses["loss"].detach())
                         if not math.isfinite(value):
                             raise state.diverged(f"the loss is {value}", step, epoch, _terms(losses))
-                        optimizer.zero_grad(set_to_none=True)
+                        for parameter in trained:
+                            parameter.grad = None
                         if parts is None:
                             fabric.backward(losses["loss"])
                         for left, (name, own) in enumerate((parts or {}).items(), start=1 - len(parts or {})):
@@ -296,11 +297,10 @@ class _Checkpoint:
                 buffer.copy_(file.get_tensor(f"buffer.{name}"))
             for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
                 found = [k for k in file.keys() if k.startswith(f"optimizer.{i}.")]  # noqa: SIM118 (no mapping)
-                # Adam keeps its step count on the CPU whatever the device
+                # the kernel that steps all parameters at once has Adam's step count on the device, torch's other ways on the CPU
+                on_device = {k for k in found if not k.endswith(".step") or self.optimizer.param_groups[0].get("fused")}
                 self.optimizer.state[parameter] = {
-                    k.rpartition(".")[2]: file.get_tensor(k)
-                    if k.endswith(".step")
-                    else file.get_tensor(k).to(parameter.device)
+                    k.rpartition(".")[2]: file.get_tensor(k).to(parameter.device if k in on_device else "cpu")
                     for k in found
                 }
             self.generator.set_state(file.get_tensor("generator"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from revprop.alignment import Trainable
-from revprop.recipe import Recipe
+from revprop.recipe import Recipe, fused
 from revprop.training import Epoch, Training, fit
 
 __all__ = ["AdamWith", "train_generative"]
@@ -28,7 +28,8 @@ class AdamWith(Recipe):
 
     def optimizer_of(self, parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
         """Adam, with these averages."""
-        return torch.optim.Adam(list(parameters), lr=rate, betas=self.betas)
+        found = list(parameters)
+        return torch.optim.Adam(found, lr=rate, betas=self.betas, fused=fused(found))
 
 
 def train_generative(

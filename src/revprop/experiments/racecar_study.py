@@ -264,7 +264,8 @@ def train_phase(one: _Run) -> dict[str, Any]:
     chosen = observed_epochs(schedule.epochs) if study.planes else frozenset[int]()
 
     def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        module.train()
+        if not model.training:
+            module.train()
         outputs, penalty = penalised(module, schedule.recipe.augment(batch[0], (0.0,), (1.0,)))
         task = nn.functional.cross_entropy(outputs, batch[1])
         return {"loss": task} if penalty is None else {"loss": task + penalty, "task": task, "penalty": penalty}
