@@ -6,7 +6,6 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +57,11 @@ def no_row() -> dict[str, Any]:
     return {"bad": float("nan")}
 
 
-def sweep_naps(
-    folder: Path, count: int, marker: Path, method: str, report: Callable[[str], None] | None = None
-) -> None:
-    """A sweep to be killed: ``marker`` appears when it begins."""
+def sweep_naps(folder: Path, count: int, marker: Path, method: str) -> None:
+    """A sweep to be killed: ``marker`` appears when it begins, and beside it one with the suffix ".row" with its first row."""
     workers.START_METHOD = method
     marker.touch()
-    sweep(naps(folder, count), workers=2, device="cpu")
+    sweep(naps(folder, count), workers=2, device="cpu", report=lambda line: marker.with_suffix(".row").touch())
 
 
 def gone(pids: set[int], seconds: float) -> set[int]:

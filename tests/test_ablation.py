@@ -29,7 +29,7 @@ def test_the_ablation_never_sees_a_test_set(tmp_path: Path, monkeypatch: pytest.
 def test_rows_of_the_ablation_are_told_from_those_of_tables(tmp_path: Path) -> None:
     output, inside = ablation.settings("smoke").grids
     few = (replace(output, ways=(output.ways[2], output.ways[-2])), replace(inside, ways=inside.ways[-1:]))
-    rows = CATALOGUE["fr-pt/ablation"].run(GridStudy(few, "ablation"), tmp_path, "cpu", workers=1)
+    rows = CATALOGUE["fr-pt/ablation"].run(GridStudy(few, "ablation"), tmp_path, device="cpu", workers=1)
     assert {row["settings"]["study"] for row in rows} == {"ablation"}
     assert [row["settings"]["method"] for row in rows] == ["bp", "fr", "fr", "bp", "solve"]
     assert rows[2]["settings"]["first"]["closed_form"]["margins"] == [10.0]
@@ -40,7 +40,7 @@ def test_rows_of_the_ablation_are_told_from_those_of_tables(tmp_path: Path) -> N
 
 def test_beyond_the_paper_every_way_starts_from_the_tables_baseline(tmp_path: Path) -> None:
     study = beyond.settings("smoke")
-    rows = CATALOGUE["fr-pt/beyond"].run(study, tmp_path, "cpu", workers=1)
+    rows = CATALOGUE["fr-pt/beyond"].run(study, tmp_path, device="cpu", workers=1)
     methods = [(row["settings"].get("first", {}).get("method"), row["settings"]["method"]) for row in rows]
     assert methods == [(None, "bp"), (None, "fr"), (None, "fr"), (None, "solve"), ("solve", "bp"), ("solve", "fr")]
     assert len({row["baseline_accuracy"] for row in rows}) == 1

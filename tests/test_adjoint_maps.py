@@ -24,7 +24,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AdjointStudy,
     """VGG7 trained and measured."""
     folder, said = tmp_path_factory.mktemp("adjoint"), list[str]()
     study = settings_of("adjoint/figure6", "smoke")
-    rows = CATALOGUE["adjoint/figure6"].run(study, folder, "cpu", said.append, workers=1)
+    rows = CATALOGUE["adjoint/figure6"].run(study, folder, device="cpu", report=said.append, workers=1)
     return folder, study, rows, said
 
 
@@ -55,12 +55,12 @@ def test_again_repeats_nothing(smoke: Any, monkeypatch: pytest.MonkeyPatch) -> N
     folder, study, rows, _ = smoke
     for name in ("measure_all", "measure_layer", "_trained"):
         monkeypatch.setattr(adjoint_maps, name, lambda *_: pytest.fail("run again"))
-    assert adjoint_maps.run(study, folder, "cpu", workers=1) == rows
+    assert adjoint_maps.run(study, folder, device="cpu", workers=1) == rows
 
 
 def test_unfolded_networks_have_rows_of_their_own(smoke: Any) -> None:
     folder, study, rows, _ = smoke
-    found = adjoint_maps.run(replace(study, ways=("unfolded",), units=2), folder, "cpu", workers=1)
+    found = adjoint_maps.run(replace(study, ways=("unfolded",), units=2), folder, device="cpu", workers=1)
     assert len(found) == len(rows)
     for mine, folded in zip(found, rows, strict=True):
         assert mine["settings"]["way"] == "unfolded"
@@ -83,7 +83,7 @@ def test_the_report_holds_them_against_the_paper(smoke: Any, tmp_path: Path) -> 
 
 def test_trainings_have_a_table(smoke: Any) -> None:
     folder, study, _, _ = smoke
-    rows = adjoint_maps.run(replace(study, measured=False, left_out=("nothing",)), folder, "cpu", workers=1)
+    rows = adjoint_maps.run(replace(study, measured=False, left_out=("nothing",)), folder, device="cpu", workers=1)
     (section,) = adjoint_sections(rows)
     assert [line[:4] for line in section.tables[0].rows] == [["vgg7", "made:cifar10", 0, 1]]
 

@@ -93,7 +93,7 @@ def test_figures_share_their_rows() -> None:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
     folder = tmp_path_factory.mktemp("figures")
-    return folder, alignment_figures.run(settings_of("alignment/figure16", "smoke"), folder, "cpu", workers=1)
+    return folder, alignment_figures.run(settings_of("alignment/figure16", "smoke"), folder, device="cpu", workers=1)
 
 
 def test_layer_by_layer_on_all_data(local: tuple[Path, list[Row]]) -> None:
@@ -116,7 +116,7 @@ def test_layer_by_layer_on_all_data(local: tuple[Path, list[Row]]) -> None:
 
 def test_the_latent_plane(tmp_path: Path) -> None:
     figure = settings_of("alignment/figure6", "smoke")
-    (row,) = alignment_figures.run(figure, tmp_path, "cpu", workers=1)
+    (row,) = alignment_figures.run(figure, tmp_path, device="cpu", workers=1)
     codes, labels = np.array(row["plane"]["codes"]), row["plane"]["labels"]
     assert codes.shape == (200, 2)
     assert labels == load_data("digits").test.labels[:200].tolist()
@@ -136,8 +136,8 @@ def test_others_to_train_on_and_another_weight(tmp_path: Path) -> None:
     found = alignment_images._training_images(study, (torch.zeros(0), torch.zeros(0)), tmp_path)[0]
     expected = load_data("made:cifar100").train.images.float() / 255
     assert torch.equal(found, expected)  # as many as there are
-    (row,) = alignment_images.run(replace(study, samples=32), tmp_path, "cpu", workers=1)
+    (row,) = alignment_images.run(replace(study, samples=32), tmp_path, device="cpu", workers=1)
     assert (row["settings"]["training"], row["settings"]["perceptual"]) == ("made:cifar100", 0.5)
     assert "generator perceptual" in row["history"][-1]
-    (none,) = alignment_images.run(replace(study, samples=32, perceptual=0.0), tmp_path, "cpu", workers=1)
+    (none,) = alignment_images.run(replace(study, samples=32, perceptual=0.0), tmp_path, device="cpu", workers=1)
     assert "generator perceptual" not in none["history"][-1]

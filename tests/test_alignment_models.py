@@ -483,7 +483,7 @@ def test_a_sheet_of_images_is_a_png() -> None:
 
 
 def test_sizes_and_times_as_a_row_and_a_table(tmp_path: Path) -> None:
-    rows = alignment_sizes.run(settings_of("alignment/table3", "smoke"), tmp_path, "cpu")
+    rows = alignment_sizes.run(settings_of("alignment/table3", "smoke"), tmp_path, device="cpu")
     (row,) = rows
     models = row["models"]
     assert set(models) == {"vae", "gan", "vfa", "vfa-gan", "vfa, affine"}
@@ -505,7 +505,7 @@ def test_images_as_rows_and_a_page(tmp_path: Path) -> None:
         settings_of("alignment/mnist", "smoke"), models=("fa", "vfa", "gan"), epochs=1, samples=64, images=40
     )
     study = replace(study, classifier=replace(study.classifier, epochs=1, samples=100))
-    rows = alignment_images.run(study, tmp_path, "cpu", workers=1)
+    rows = alignment_images.run(study, tmp_path, device="cpu", workers=1)
     assert [row["settings"]["model"] for row in rows] == ["fa", "vfa", "gan"]
     assert all(row["error"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
     assert [set(row["grids"]) for row in rows] == [
@@ -514,7 +514,7 @@ def test_images_as_rows_and_a_page(tmp_path: Path) -> None:
         {"reconstruction", "samples", "interpolation"},
     ]
     assert set(rows[0]["inverted"]) == {"invert", "reconstruct, global"}
-    again = alignment_images.run(study, tmp_path, "cpu", report=lambda line: pytest.fail(line), workers=1)
+    again = alignment_images.run(study, tmp_path, device="cpu", report=lambda line: pytest.fail(line), workers=1)
     assert again == rows
     page = write_report(tmp_path)
     text = page.read_text(encoding="utf-8")

@@ -175,7 +175,7 @@ GRID = PostTrainingGrid(SMALL, alpha=0.5, epochs=2, cells=(("input", "conv1"), (
 
 def test_cells_methods_and_seeds(tmp_path: Path) -> None:
     rows = post_training_grid.run(
-        replace(GRID, seeds=(0, 1), fr=(Reconstruct(), OURS), reduced="two cells"), tmp_path, "cpu", workers=1
+        replace(GRID, seeds=(0, 1), fr=(Reconstruct(), OURS), reduced="two cells"), tmp_path, device="cpu", workers=1
     )
     found = [
         (r["settings"]["seed"], r["l_start"], r["l_stop"], r["settings"]["method"], r["settings"].get("rules"))
@@ -188,7 +188,7 @@ def test_cells_methods_and_seeds(tmp_path: Path) -> None:
     assert {row["settings"]["seed"]: row["baseline_accuracy"] for row in rows} == trained
     assert trained[0] != trained[1]
     # the same cell of another grid is the same row; what differs is computed
-    kept = post_training_grid.run(replace(GRID, fr=(), reduced="two cells"), tmp_path, "cpu", workers=1)
+    kept = post_training_grid.run(replace(GRID, fr=(), reduced="two cells"), tmp_path, device="cpu", workers=1)
     assert kept == [row for row in rows if row["settings"]["method"] == "bp" and row["settings"]["seed"] == 0]
 
 
@@ -198,7 +198,7 @@ def test_a_cell_that_is_none_is_refused(tmp_path: Path, cell: tuple[str, str]) -
     with pytest.raises(
         ValueError, match=re.escape(f"cells: [{cell!r}] are not (start, stop) in forward order of input")
     ):
-        post_training_grid.run(grid, tmp_path, "cpu")
+        post_training_grid.run(grid, tmp_path, device="cpu")
     assert RunStore(tmp_path / "rows").rows() == []
 
 
@@ -209,7 +209,7 @@ def run_a_grid(folder: Path) -> None:
         pids = [str(worker.pid) for worker in multiprocessing.active_children()]
         (folder.parent / "started").write_text(" ".join(pids))
 
-    post_training_grid.run(replace(GRID, cells=None), folder, "cpu", note, workers=2)
+    post_training_grid.run(replace(GRID, cells=None), folder, device="cpu", report=note, workers=2)
 
 
 @pytest.mark.filterwarnings("ignore:.* is skipped. it is being written now")
@@ -225,7 +225,7 @@ def test_a_grid_killed_at_random_times_gives_the_same_rows(demo_run: Any, tmp_pa
         (tmp_path / "started").unlink()
     assert kills >= 2
     assert finished == sorted(finished)  # what is finished stays
-    continued = post_training_grid.run(replace(GRID, cells=None), tmp_path / "runs", "cpu", workers=1)
+    continued = post_training_grid.run(replace(GRID, cells=None), tmp_path / "runs", device="cpu", workers=1)
     assert len(continued) == 20 > finished[-1]
     assert {path: path.read_bytes() for path in rows} == rows
     assert numbers(continued) == numbers(demo_run[1][1:])  # the same grid, not interrupted, in one process
@@ -288,7 +288,7 @@ def test_one_way_after_another(tmp_path: Path) -> None:
     """The second goes on from the first's module: its history begins where the other's ends."""
     ways = (Way("bp", {"learning_rate": 0.01}), Way("fr", {"alpha": 0.2}, first=Way("bp", {"learning_rate": 0.01})))
     grid = replace(GRID, cells=(("conv2", "fc1"),), bp=False, fr=(), ways=ways)
-    first, second = post_training_grid.run(grid, tmp_path, "cpu", workers=1)
+    first, second = post_training_grid.run(grid, tmp_path, device="cpu", workers=1)
     assert (
         second["history"][0]["accuracy"]
         == first["history"][-1]["accuracy"]
@@ -317,7 +317,7 @@ def test_held_out_training_images_instead_of_the_test_set(tmp_path: Path) -> Non
     assert torch.equal(wider.train[0][:300], data.train[0])
     assert torch.equal(wider.test[0], data.test[0])
     grid = replace(GRID, baseline=chosen, cells=(("fc1", "fc2"),), fr=())
-    (row,) = post_training_grid.run(grid, tmp_path, "cpu", workers=1)
+    (row,) = post_training_grid.run(grid, tmp_path, device="cpu", workers=1)
     model, accuracy, _ = load_baseline(chosen, data, tmp_path, "cpu")
     assert row["baseline_accuracy"] == accuracy == int((model(data.test[0]).argmax(1) == data.test[1]).sum()) / 337
     assert row["settings"]["holdout"] == 0.25
@@ -396,7 +396,7 @@ def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> 
     """The table's own network, anywhere, without data (table 1 is run by the test of the command)."""
     monkeypatch.setenv("REVPROP_DATA", str(tmp_path / "none"))
     grid = table(number, "smoke")
-    rows = post_training_grid.run(grid, tmp_path, "cpu", workers=1)
+    rows = post_training_grid.run(grid, tmp_path, device="cpu", workers=1)
     assert len(rows) == 2 * len(grid.cells or range(6)) <= 12
     assert {row["settings"]["network"] for row in rows} == {grid.baseline.network}
     assert all(row["settings"]["reduced"].startswith("made images of the right shape, 1 epoch") for row in rows)

@@ -39,7 +39,7 @@ DIGITS = Trained("digits", "digits", batch_size=64)
 
 def here(experiment: Any, settings: Any, folder: Path) -> list[Row]:
     """Runs an experiment in this process."""
-    return experiment.run(settings, folder, "cpu", workers=1)
+    return experiment.run(settings, folder, device="cpu", workers=1)
 
 
 def same(model: torch.nn.Module, path: Path) -> bool:
@@ -153,7 +153,7 @@ def test_rows_hold_what_a_reconstruction_of_the_kept_network_gives(evolved):
 def test_nothing_is_done_again(evolved):
     folder, figure, rows = evolved
     lines: list[str] = []
-    assert figure4.run(figure, folder, "cpu", lines.append, workers=1) == rows
+    assert figure4.run(figure, folder, device="cpu", report=lines.append, workers=1) == rows
     assert not [line for line in lines if "right" in line]
 
 
@@ -235,7 +235,7 @@ def test_a_network_without_data_is_left_out(staged, tmp_path, monkeypatch):
     folder, figure, rows = staged
     lines: list[str] = []
     more = replace(figure, networks=(*figure.networks, Evolving(Trained("cifar100", "cifar100"))))
-    assert figure6.run(more, folder, "cpu", lines.append, workers=1) == rows
+    assert figure6.run(more, folder, device="cpu", report=lines.append, workers=1) == rows
     assert lines[0].startswith("left out: no data for 'cifar100'")
 
 
@@ -265,7 +265,7 @@ def test_figure_5_runs_on_what_there_is(monkeypatch, tmp_path):
     assert [(grid.baseline.data, grid.alpha) for grid in figure.grids] == [("digits", a) for a in (0.1, 0.5, 0.9)]
     assert len(figure.left_out) == 6
     lines: list[str] = []
-    assert figure5.run(replace(figure, grids=()), tmp_path, "cpu", lines.append) == []
+    assert figure5.run(replace(figure, grids=()), tmp_path, device="cpu", report=lines.append) == []
     assert [line.startswith("left out: ") for line in lines] == [True] * 6
 
 
@@ -275,7 +275,7 @@ def test_figure_7_shares_the_rows_of_table_2(tmp_path):
     seven = replace(seven, grids=tuple(replace(grid, cells=cell) for grid in seven.grids))
     rows = here(figure7, seven, tmp_path)
     assert [row["settings"]["network"] for row in rows] == ["cifar10"] * 2 + ["cifar10-reversed"] * 2
-    second = post_training_grid.run(replace(table(2, "smoke"), cells=cell), tmp_path, "cpu", workers=1)
+    second = post_training_grid.run(replace(table(2, "smoke"), cells=cell), tmp_path, device="cpu", workers=1)
     assert second == rows[:2]
     (section,) = sections(rows)
     assert section.heading.startswith("Figure 7: cifar10")

@@ -30,7 +30,7 @@ Smoke = tuple[Path, RacecarStudy, list[Row]]
 def bits(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     folder = tmp_path_factory.mktemp("bits")
     study = replace(settings_of("racecar/table1", "smoke", seeds=2, ways=("rr",)), phases=PHASES)
-    return folder, study, run(study, folder, "cpu", workers=1)
+    return folder, study, run(study, folder, device="cpu", workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     folder = tmp_path_factory.mktemp("digits")
     study = settings_of("racecar/table3", "smoke", ways=("rr",))
     study = replace(study, phases=PHASES, samples=32, test_samples=20)
-    return folder, study, run(study, folder, "cpu", workers=1)
+    return folder, study, run(study, folder, device="cpu", workers=1)
 
 
 def by_name(rows: list[Row], seed: int = 0) -> dict[tuple[str, str], Row]:
@@ -75,8 +75,8 @@ def test_the_second_phases_go_on_from_the_first(bits: Smoke, digits: Smoke) -> N
 def test_again_repeats_nothing(bits: Smoke, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, study, rows = bits
     monkeypatch.setattr(racecar_study, "train_phase", lambda *_: pytest.fail("run again"))
-    assert run(study, folder, "cpu", workers=1) == rows
-    assert run(replace(study, phases=("AA",)), folder, "cpu", workers=1) == [
+    assert run(study, folder, device="cpu", workers=1) == rows
+    assert run(replace(study, phases=("AA",)), folder, device="cpu", workers=1) == [
         row for row in rows if row["settings"]["phase"] == "AA"
     ]
 
@@ -84,7 +84,7 @@ def test_again_repeats_nothing(bits: Smoke, monkeypatch: pytest.MonkeyPatch) -> 
 def test_penalties_do_what_they_are_for(tmp_path: Path) -> None:
     study = replace(settings_of("racecar/figure2", "smoke", ways=("ort", "rr")), passes=60)
     heavy = [replace(way, orthogonality=way.orthogonality and 1.0) for way in study.ways]
-    found = by_name(run(replace(study, ways=tuple(heavy)), tmp_path, "cpu", workers=1))
+    found = by_name(run(replace(study, ways=tuple(heavy)), tmp_path, device="cpu", workers=1))
     assert found["RR", "A"]["error"] < found["Std", "A"]["error"]
     spread = {}
     for way in heavy:
@@ -114,7 +114,7 @@ KILLED = ("RR", "RR, share 0.25")
 def train_in_a_process(folder: Path) -> None:
     torch.set_num_threads(1)
     (folder.parent / "started").touch()
-    run(_long(), folder, "cpu", workers=1)
+    run(_long(), folder, device="cpu", workers=1)
 
 
 def _long() -> RacecarStudy:
@@ -137,8 +137,8 @@ def test_a_study_killed_at_random_times_gives_the_same_rows(tmp_path: Path) -> N
         kills += 1
         (tmp_path / "started").unlink()
     assert kills >= 2
-    continued = run(_long(), tmp_path / "runs", "cpu", workers=1)
-    assert numbers(continued) == numbers(run(_long(), tmp_path / "whole", "cpu", workers=1))
+    continued = run(_long(), tmp_path / "runs", device="cpu", workers=1)
+    assert numbers(continued) == numbers(run(_long(), tmp_path / "whole", device="cpu", workers=1))
     assert not list((tmp_path / "runs" / "weights").glob("*/state*"))  # nothing but the networks of phase I is kept
     assert len(list((tmp_path / "runs" / "weights").glob("*.safetensors"))) == 2
 

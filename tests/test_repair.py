@@ -66,7 +66,7 @@ def test_a_study_from_given_weights_tells_of_its_baseline(tmp_path: Path) -> Non
     baseline = Baseline("digits", "digits", weights=str(tmp_path / "mine.safetensors"), samples=64)
     grid = PostTrainingGrid(baseline, epochs=1, cells=(("fc1", "fc2"),), fr=())
     lines: list[str] = []
-    CATALOGUE["any-network/repair"].run(GridStudy((grid,)), tmp_path, "cpu", lines.append, workers=1)
+    CATALOGUE["any-network/repair"].run(GridStudy((grid,)), tmp_path, device="cpu", report=lines.append, workers=1)
     assert ["baseline" in line for line in lines] == [True, False]
 
 
@@ -102,7 +102,7 @@ def test_damage_is_drawn_from_the_seed_and_stays_in_its_module(tmp_path: Path) -
 
 def test_both_blocks_are_trained_by_every_way(tmp_path: Path) -> None:
     grids = tuple(replace(grid, baseline=replace(grid.baseline, samples=64)) for grid in repair.settings("smoke").grids)
-    rows = CATALOGUE["any-network/repair"].run(GridStudy(grids), tmp_path, "cpu", workers=1)
+    rows = CATALOGUE["any-network/repair"].run(GridStudy(grids), tmp_path, device="cpu", workers=1)
     assert [row["settings"]["method"] for row in rows] == ["bp", "fr", "fr", "fr", "solve"] * 2
     assert [row["settings"].get("refine", 0) for row in rows] == [0, 0, 0, 4, 0] * 2
     assert {(row["settings"]["network"], row["l_start"], row["l_stop"]) for row in rows} == {

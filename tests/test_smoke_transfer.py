@@ -153,7 +153,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SmokeTrans
     """Everything at smoke scale."""
     folder = tmp_path_factory.mktemp("smoke")
     study = settings_of("racecar/table6", "smoke")
-    return folder, study, CATALOGUE["racecar/table6"].run(study, folder, "cpu", workers=1)
+    return folder, study, CATALOGUE["racecar/table6"].run(study, folder, device="cpu", workers=1)
 
 
 def test_every_part_has_its_rows(finished: Any) -> None:
@@ -182,7 +182,7 @@ def test_again_repeats_nothing(finished: Any, monkeypatch: pytest.MonkeyPatch) -
     for name in ("train_gan", "train_autoencoder"):
         monkeypatch.setattr(smoke_transfer, name, lambda *_: pytest.fail("run again"))
     study = settings_of("racecar/figure20", "smoke")
-    found = CATALOGUE["racecar/figure20"].run(study, folder, "cpu", workers=1)
+    found = CATALOGUE["racecar/figure20"].run(study, folder, device="cpu", workers=1)
     assert found == [row for row in rows if row["settings"]["part"] in ("A", "B2")]
 
 

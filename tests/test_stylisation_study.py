@@ -32,7 +32,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StylisationSt
     """Figure 12: two networks, one pair."""
     folder, said = tmp_path_factory.mktemp("racecar"), list[str]()
     study = settings_of("racecar/figure12", "smoke")
-    rows = CATALOGUE["racecar/figure12"].run(study, folder, "cpu", said.append, workers=1)
+    rows = CATALOGUE["racecar/figure12"].run(study, folder, device="cpu", report=said.append, workers=1)
     return folder, study, rows, said
 
 
@@ -63,7 +63,7 @@ def test_again_repeats_nothing(smoke: Any, monkeypatch: pytest.MonkeyPatch) -> N
     folder, study, rows, _ = smoke
     monkeypatch.setattr(stylisation, "stylise", lambda *_, **__: pytest.fail("stylised again"))
     monkeypatch.setattr(racecar_networks, "fit", lambda *_, **__: pytest.fail("trained again"))
-    assert stylisation.run(study, folder, "cpu", workers=1) == rows
+    assert stylisation.run(study, folder, device="cpu", workers=1) == rows
 
 
 def test_the_penalty_begins_behind_the_first_epochs(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_network_without_a_scale_takes_standardised_pictures(tmp_path: Path, m
     monkeypatch.setattr(
         stylisation, "stylise", lambda *given, **named: taken.append(given[1]) or stylise(*given, **named)
     )
-    (row,) = stylisation.run(study, tmp_path, "cpu", workers=1)
+    (row,) = stylisation.run(study, tmp_path, device="cpu", workers=1)
     torch.testing.assert_close(taken[0].mean((2, 3)), torch.zeros(1, 3), rtol=0, atol=1e-5)
     torch.testing.assert_close(taken[0].std((2, 3), correction=0), torch.ones(1, 3))
     assert 0 < row["change"] < 0.3

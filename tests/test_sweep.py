@@ -186,7 +186,8 @@ def test_twenty_kills_at_random_times(tmp_path: Path) -> None:
     partial = 0
     for kill in range(kills):
         arguments = (runs, count, tmp_path / f"started{kill}", "fork")
-        assert run_and_kill(sweep_naps, arguments, arguments[2], after=draw.uniform(0.05, 0.8)), f"ended before {kill}"
+        marker = arguments[2] if kill % 2 else arguments[2].with_suffix(".row")  # at any time, and once at work
+        assert run_and_kill(sweep_naps, arguments, marker, after=draw.uniform(0.05, 0.8)), f"ended before {kill}"
         if not (runs / "log").exists():
             continue
         assert gone(who(runs), 5) == set(), "a worker outlives its sweep"
@@ -198,7 +199,7 @@ def test_twenty_kills_at_random_times(tmp_path: Path) -> None:
         assert {n: begun[n] for n in starts} == starts, "a finished run was run again"
         partial += len(now) > len(before)
         before, starts = now, {n: begun[n] for n in finished}
-    assert partial >= 8  # most kills came in the middle of work
+    assert partial >= kills // 2  # these came in the middle of work
     assert len(before) < count
     rows = sweep(naps(runs, count, 0.001), workers=1)
     assert [row["value"] for row in rows] == list(range(count))

@@ -267,7 +267,9 @@ class Study:
         )
         grid = study(baseline, self.scale, self.seeds, self.epochs, self.alpha, self.ways, cells or None)
         grid = replace(grid, seeds=tuple(model.seed + seed for seed in grid.seeds))
-        rows = post_training_grid.run(grid, model.out, model.device, _line, self.workers, self.engine)
+        rows = post_training_grid.run(
+            grid, model.out, device=model.device, report=_line, workers=self.workers, engine=self.engine
+        )
         for table in study_tables(rows):
             console.print(table.to_rich())
         console.print(f"report: {write_report(model.out, title=f'{model.network} on {model.data}')}")

@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from rich.console import Console
@@ -22,7 +22,7 @@ from revprop.errors import near_matches
 from revprop.runs import Row, RunStore
 from revprop.workers import Here, Outcome, Processes, RayActors, Workers, count_cores
 
-__all__ = ["ENGINES", "Failure", "SweepError", "Task", "sweep"]
+__all__ = ["ENGINES", "Failure", "SweepError", "SweepOptions", "Task", "silent", "sweep"]
 
 ENGINES = ("local", "ray")
 
@@ -59,6 +59,19 @@ class Task:
         return RunStore(self.folder).get(self.settings)
 
 
+def silent(line: str) -> None:
+    """Says nothing of a finished run."""
+
+
+class SweepOptions(TypedDict, total=False):
+    """What an experiment hands on to :func:`sweep`, which says what each means."""
+
+    device: str
+    report: Callable[[str], None]
+    workers: int | None
+    engine: str
+
+
 @dataclass(frozen=True)
 class Failure:
     """A run without a row: why, in words; ``details`` holds the traceback where there is one."""
@@ -90,7 +103,7 @@ def sweep(
     workers: int | None = None,
     engine: str = "local",
     device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = silent,
     describe: Callable[[Task, Row], str] = lambda task, row: task.name,
     deaths: int = 3,
 ) -> list[Row]:

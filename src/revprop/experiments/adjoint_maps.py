@@ -7,11 +7,11 @@ random units by the explicit dot products ``<x, h> + sum <b, h_b>`` of :func:`re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from revprop.graph import Graph, trace
 from revprop.heads import head_of
 from revprop.recipe import Recipe
 from revprop.runs import Row, RunStore
-from revprop.sweep import Task, sweep
+from revprop.sweep import SweepOptions, Task, silent, sweep
 
 __all__ = [
     "NETWORKS",
@@ -191,19 +191,12 @@ def _at_hand(data: str) -> tuple[str, str]:
     )
 
 
-def run(
-    study: AdjointStudy,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
+def run(study: AdjointStudy, folder: Path, **how: Unpack[SweepOptions]) -> list[Row]:
     """Trains what is not trained yet and measures what has no row yet.
 
     Args:
         folder: where networks and rows are kept; running again continues. Tables and figures share both.
-        report: gets one line per finished run. workers, engine: as for :func:`revprop.sweep.sweep`.
+        how: ``device``, ``report``, ``workers``, ``engine`` of :func:`revprop.sweep.sweep`.
 
     Returns:
         rows of kind "baseline" where the networks are only trained; else of kind "adjoint", one per network and layer: what
@@ -214,17 +207,19 @@ def run(
         SweepError: some runs failed; all others are stored.
     """
     for why in study.left_out:
-        report(f"left out: {why}")
+        how.get("report", silent)(f"left out: {why}")
     _prepared.cache_clear()
     folder = folder.absolute()
     tasks: list[Task] = []
     for baseline in study.baselines:
         name = f"{baseline.network} on {baseline.data}"
-        train = Task(name, folder / "baselines", baseline.settings(), _trained, (baseline, folder, device))
+        train = Task(
+            name, folder / "baselines", baseline.settings(), _trained, (baseline, folder, how.get("device", "auto"))
+        )
         tasks.append(train)
         for way in study.ways if study.measured else ():
             tasks += _measurements(replace(study, ways=(way,)), baseline, folder, train)
-    rows = sweep(tasks, workers=workers, engine=engine, device=device, report=report, describe=_describe)
+    rows = sweep(tasks, describe=_describe, **how)
     wanted = "adjoint" if study.measured else "baseline"
     return [row for row in rows if row["settings"]["kind"] == wanted]
 

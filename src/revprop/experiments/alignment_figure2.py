@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from revprop.alignment import FeatureAligned, half_squares
 from revprop.experiments.alignment_training import train_generative
 from revprop.networks.fr_pt import seed_parameters
 from revprop.runs import Row
-from revprop.sweep import Task, sweep
+from revprop.sweep import SweepOptions, Task, sweep
 from revprop.training import Training
 
 __all__ = ["WAYS", "Figure2", "SineNetwork", "measure", "run", "settings"]
@@ -148,14 +147,7 @@ def measure(toy: Figure2, way: str, seed: int, device: str) -> dict[str, Any]:
     }
 
 
-def run(
-    toy: Figure2,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
+def run(toy: Figure2, folder: Path, **how: Unpack[SweepOptions]) -> list[Row]:
     """Runs what has no row yet: each way with each seed.
 
     Returns:
@@ -171,12 +163,12 @@ def run(
             folder.absolute() / "rows",
             {"kind": "alignment-figure2", "way": way, "seed": seed, **about},
             measure,
-            (toy, way, seed, device),
+            (toy, way, seed, how.get("device", "auto")),
         )
         for way in WAYS
         for seed in toy.seeds
     ]
-    return sweep(tasks, workers=workers, engine=engine, device=device, report=report, describe=_describe)
+    return sweep(tasks, describe=_describe, **how)
 
 
 def _describe(task: Task, row: Row) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 from revprop.alignment import Sizes
 from revprop.datasets import data_root, find_data
@@ -12,6 +12,7 @@ from revprop.experiments import alignment_images
 from revprop.experiments.alignment_images import AlignmentImages
 from revprop.experiments.baseline import Baseline
 from revprop.runs import Row
+from revprop.sweep import SweepOptions, silent
 
 __all__ = ["FIGURES", "AlignmentFigure", "on", "run", "settings"]
 
@@ -151,14 +152,7 @@ def _at_hand(here: _On) -> str:
     )
 
 
-def run(
-    figure: AlignmentFigure,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
+def run(figure: AlignmentFigure, folder: Path, **how: Unpack[SweepOptions]) -> list[Row]:
     """Runs what has no row yet, data set by data set; says which are left out.
 
     Returns:
@@ -168,8 +162,8 @@ def run(
         SweepError: some runs failed; all others are stored.
     """
     for lacking in figure.left_out:
-        report(f"left out: {lacking}")
+        how.get("report", silent)(f"left out: {lacking}")
     rows: list[Row] = []
     for study in figure.studies:
-        rows += alignment_images.run(study, folder, device, report, workers, engine)
+        rows += alignment_images.run(study, folder, **how)
     return rows

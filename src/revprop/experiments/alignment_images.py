@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from PIL import Image
@@ -32,7 +32,7 @@ from revprop.graph import trace
 from revprop.networks.feature_alignment import PAPER
 from revprop.reconstruction import reconstruct
 from revprop.runs import Row, RunStore
-from revprop.sweep import Task, sweep
+from revprop.sweep import SweepOptions, Task, sweep
 from revprop.training import Training, accuracy_of
 
 __all__ = ["MODELS", "AlignmentImages", "as_png", "measure", "run", "settings", "sheet", "without_last"]
@@ -262,14 +262,7 @@ def _key(study: AlignmentImages, name: str, seed: int) -> dict[str, Any]:
     return {"kind": "alignment-images", "model": name, "seed": seed, "data": judge["data"], "judge": judge, **about}
 
 
-def run(
-    study: AlignmentImages,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
+def run(study: AlignmentImages, folder: Path, **how: Unpack[SweepOptions]) -> list[Row]:
     """Runs what has no row yet: each model with each seed.
 
     Returns:
@@ -284,11 +277,11 @@ def run(
     tasks = [judge]
     for name in study.models:
         for seed in study.seeds:
-            arguments = (alone, name, seed, folder, device)
+            arguments = (alone, name, seed, folder, how.get("device", "auto"))
             tasks.append(
                 Task(f"{name}, seed {seed}", folder / "rows", _key(study, name, seed), measure, arguments, judge)
             )
-    rows = sweep(tasks, workers=workers, engine=engine, device=device, report=report, describe=_describe)
+    rows = sweep(tasks, describe=_describe, **how)
     return [row for row in rows if row["settings"].get("kind") == "alignment-images"]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from revprop.alignment import AlignmentSettings, FeatureAlignedGAN, Sizes, VariationalFeatureAligned, paper_model
 from revprop.hardware import clock
 from revprop.runs import Row
-from revprop.sweep import Task, sweep
+from revprop.sweep import SweepOptions, Task, sweep
 from revprop.training import Training
 
 __all__ = ["DATA", "AlignmentSizes", "measure", "run", "table"]
@@ -113,14 +113,7 @@ def _affine(decoder: nn.Module, codes: int, n: int) -> Tensor:
     return decoder(torch.randn(n, codes, dtype=offset.dtype).to(offset.device))
 
 
-def run(
-    study: AlignmentSizes,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
+def run(study: AlignmentSizes, folder: Path, **how: Unpack[SweepOptions]) -> list[Row]:
     """Measures where there is no row yet.
 
     Returns:
@@ -129,7 +122,9 @@ def run(
     Raises:
         SweepError: it failed.
     """
+    device = how.get("device", "auto")
     about = {"hidden": study.hidden, "batches": list(study.batches), "repeats": study.repeats, "reduced": study.reduced}
     key = {"kind": "alignment-sizes", "table": study.number, "data": DATA[study.number], "device": device, **about}
     task = Task(f"table {study.number}", folder.absolute() / "rows", key, measure, (study, device))
-    return sweep([task], workers=1, engine=engine, device=device, report=report, describe=lambda task, row: task.name)
+    how["workers"] = 1  # it is one task
+    return sweep([task], describe=lambda task, row: task.name, **how)

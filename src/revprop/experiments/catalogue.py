@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from revprop.datasets import data_root, find_data
 from revprop.errors import near_matches
@@ -18,6 +18,7 @@ from revprop.experiments.baseline import Baseline
 from revprop.experiments.post_training_grid import PostTrainingGrid, Reconstruct, Way
 from revprop.post_training import METHODS
 from revprop.runs import Row
+from revprop.sweep import SweepOptions, silent
 
 __all__ = ["CATALOGUE", "SCALES", "WAYS", "Experiment", "check_scale", "chosen_ways", "settings_of", "study", "table"]
 
@@ -41,7 +42,7 @@ class Experiment:
 
     Attributes:
         settings: called with a scale and a number of seeds (None for the scale's own); with ``data`` and ``ways`` where it
-            takes them. run: called with the settings, a folder, and the keywords device, report, workers and engine.
+            takes them. run: called with the settings, a folder, and the keywords of :class:`revprop.sweep.SweepOptions`.
     """
 
     settings: Callable[..., Any]
@@ -275,14 +276,10 @@ def _quality(
 
 
 def _run_quality(
-    settings: reconstruction_quality.ReconstructionQuality,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
+    settings: reconstruction_quality.ReconstructionQuality, folder: Path, **how: Unpack[SweepOptions]
 ) -> list[Row]:
     """Each of its few runs uses the network and the reconstructions of one process: there is nothing to spread."""
+    device, report = how.get("device", "auto"), how.get("report", silent)
     return reconstruction_quality.run(settings, folder, data_root(), device, report)
 
 

@@ -41,4 +41,4 @@ def run(
     }
     diagnosis = diagnosis_run.run(graph, data.test, about, folder)
     grid = PostTrainingGrid(demo.baseline, demo.alpha, demo.epochs, (demo.baseline.seed,), fr=(demo.fr,))
-    return [diagnosis, *post_training_grid.run(grid, folder, device, report, workers=1)]
+    return [diagnosis, *post_training_grid.run(grid, folder, device=device, report=report, workers=1)]

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from revprop.graph import trace
 from revprop.networks import load_weights
 from revprop.runs import Row, RunStore
 from revprop.settings import Settings
-from revprop.sweep import Task, sweep
+from revprop.sweep import SweepOptions, Task, sweep
 from revprop.training import Training, accuracy_of, train_baseline
 
 if TYPE_CHECKING:
@@ -110,19 +110,12 @@ def at_scale(scales: Mapping[str, Figure], scale: str, seeds: int | None) -> Fig
     return scales[scale] if seeds is None else replace(scales[scale], seeds=tuple(range(seeds)))
 
 
-def run(
-    figure: Figure4,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[dict[str, Any]]:
+def run(figure: Figure4, folder: Path, **how: Unpack[SweepOptions]) -> list[dict[str, Any]]:
     """Trains the networks to their stages and reconstructs their features; what has a row is not done again.
 
     Args:
         folder: where networks and rows are kept; running again continues.
-        report: gets one line per finished row. workers, engine: as for :func:`revprop.sweep.sweep`.
+        how: ``device``, ``report``, ``workers``, ``engine`` of :func:`revprop.sweep.sweep`.
 
     Returns:
         the rows, of kind "figure4": per seed, stage and way the test ``accuracy``, the ``step``, and per layer ``maps``
@@ -138,7 +131,7 @@ def run(
         trained = replace(figure.trained, seed=seed)
         training = _training(trained, figure.stages)
         name = f"{trained.network} with seed {seed}"
-        arguments = (trained, figure.stages, figure.epochs, folder, device)
+        arguments = (trained, figure.stages, figure.epochs, folder, how.get("device", "auto"))
         train = Task(name, folder / "stages", training, train_to_stages, arguments)
         tasks.append(train)
         for stage in figure.stages:
@@ -148,7 +141,7 @@ def run(
                 looked = (trained, figure.stages, stage, figure.samples, way, folder)
                 key = {**training, "kind": "figure4", **about}
                 tasks.append(Task(what, folder / "rows", key, discrepancy, looked, after=train))
-    rows = sweep(tasks, workers=workers, engine=engine, device=device, report=report, describe=_describe)
+    rows = sweep(tasks, describe=_describe, **how)
     return [row for row in rows if row["settings"]["kind"] == "figure4"]
 
 

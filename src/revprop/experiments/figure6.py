@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from revprop.datasets import data_root, find_data
 from revprop.diagnosis import blocks
@@ -17,7 +16,7 @@ from revprop.graph import trace
 from revprop.networks import load_weights
 from revprop.post_training import post_train
 from revprop.runs import Row, RunStore
-from revprop.sweep import Task, sweep
+from revprop.sweep import SweepOptions, Task, silent, sweep
 from revprop.training import Training, train_baseline
 
 __all__ = ["Figure6", "StagePostTraining", "is_there", "post_train_stage", "run", "settings", "train_stage"]
@@ -126,20 +125,12 @@ def settings(scale: str, seeds: int | None = None) -> Figure6:
     return at_scale(SCALES, scale, seeds)
 
 
-def run(
-    figure: Figure6,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[dict[str, Any]]:
+def run(figure: Figure6, folder: Path, **how: Unpack[SweepOptions]) -> list[dict[str, Any]]:
     """Trains the networks through their stages and post-trains them at each; what has a row is not done again.
 
     Args:
         folder: where stages and rows are kept; running again continues.
-        report: gets one line per finished row, and one per network that is left out. workers, engine: as for
-            :func:`revprop.sweep.sweep`.
+        how: ``device``, ``report``, ``workers``, ``engine`` of :func:`revprop.sweep.sweep`.
 
     Returns:
         the rows, of kind "figure6": like those of the post-training grid, with the ``stage`` in their settings.
@@ -150,10 +141,12 @@ def run(
     tasks = []
     for network in figure.networks:
         if is_there(network.trained.data):
-            tasks += _tasks(figure, network, folder, device)
+            tasks += _tasks(figure, network, folder, how.get("device", "auto"))
         else:
-            report(f"left out: no data for {network.trained.data!r} in {data_root()}: set REVPROP_DATA to its folder")
-    rows = sweep(tasks, workers=workers, engine=engine, device=device, report=report, describe=_describe)
+            how.get("report", silent)(
+                f"left out: no data for {network.trained.data!r} in {data_root()}: set REVPROP_DATA to its folder"
+            )
+    rows = sweep(tasks, describe=_describe, **how)
     return [row for row in rows if row["settings"]["kind"] == "figure6"]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 from revprop.experiments.post_training_grid import PostTrainingGrid, fresh_caches, grid_tasks
 from revprop.runs import Row
-from revprop.sweep import Task, sweep
+from revprop.sweep import SweepOptions, Task, silent, sweep
 
 __all__ = ["GridStudy", "run"]
 
@@ -27,38 +27,29 @@ class GridStudy:
     left_out: tuple[str, ...] = ()
 
 
-def run(
-    study: GridStudy,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
+def run(study: GridStudy, folder: Path, **how: Unpack[SweepOptions]) -> list[Row]:
     """Runs what has no row yet in one sweep, and returns all rows of the grids' cells, of kind "post-training".
 
     Args:
         folder: where baselines and rows are kept; running again continues. That of a table shares its baselines and, where
             the study has no name of its own, its rows.
-        report: gets one line per finished run. workers, engine: as for :func:`revprop.sweep.sweep`.
+        how: ``device``, ``report``, ``workers``, ``engine`` of :func:`revprop.sweep.sweep`.
 
     Raises:
         ValueError: cells that a network does not have, or data and networks that are unknown or do not fit.
         SweepError: some runs failed; all others are stored.
     """
     for why in study.left_out:
-        report(f"left out: {why}")
+        how.get("report", silent)(f"left out: {why}")
     tasks: dict[str, Task] = {}
     with fresh_caches():
         for grid in study.grids:
-            for task in grid_tasks(grid, folder.absolute(), device, report):
+            for task in grid_tasks(grid, folder.absolute(), how.get("device", "auto"), how.get("report", silent)):
                 named = replace(task, name=f"{grid.baseline.network} on {grid.baseline.data}, {task.name}")
                 if study.name and task.settings["kind"] == "post-training":
                     named = replace(named, settings={**task.settings, "study": study.name})
                 tasks.setdefault(named.key, named)
-        rows = sweep(
-            list(tasks.values()), workers=workers, engine=engine, device=device, report=report, describe=_describe
-        )
+        rows = sweep(list(tasks.values()), describe=_describe, **how)
     return [row for row in rows if row["settings"]["kind"] == "post-training"]
 
 

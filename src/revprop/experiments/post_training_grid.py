@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from revprop.diagnosis import blocks
 from revprop.errors import near_matches
@@ -24,7 +24,7 @@ from revprop.experiments.baseline import (
 from revprop.graph import Graph, trace
 from revprop.post_training import METHODS, PostTraining, module_parameters, post_train
 from revprop.runs import Row
-from revprop.sweep import Task, sweep
+from revprop.sweep import SweepOptions, Task, silent, sweep
 
 __all__ = ["PostTrainingGrid", "Reconstruct", "Way", "fresh_caches", "grid_tasks", "pairs", "post_training_row", "run"]
 
@@ -149,27 +149,22 @@ def pairs(layers: Sequence[str]) -> Iterator[tuple[int, int, str, str]]:
             yield start, stop, names[start], names[stop]
 
 
-def run(
-    grid: PostTrainingGrid,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
+def run(grid: PostTrainingGrid, folder: Path, **how: Unpack[SweepOptions]) -> list[Row]:
     """Runs the grid's baselines and cells that have no row yet, and returns the rows of all its cells.
 
     Args:
         folder: where baselines and rows are kept; running again continues.
-        report: gets one line per finished run. workers, engine: as for :func:`revprop.sweep.sweep`.
+        how: ``device``, ``report``, ``workers``, ``engine`` of :func:`revprop.sweep.sweep`.
 
     Raises:
         ValueError: cells that the network does not have, or data and networks that are unknown or do not fit.
         SweepError: some runs failed; all others are stored.
     """
     with fresh_caches():
-        tasks = grid_tasks(grid, folder.absolute(), device, report)  # workers of a cluster may start in another folder
-        rows = sweep(tasks, workers=workers, engine=engine, device=device, report=report, describe=_describe)
+        tasks = grid_tasks(
+            grid, folder.absolute(), how.get("device", "auto"), how.get("report", silent)
+        )  # workers of a cluster may start in another folder
+        rows = sweep(tasks, describe=_describe, **how)
     return rows[len(grid.seeds) :]
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from revprop.orthogonality import Orthogonality
 from revprop.racecar import Racecar
 from revprop.recipe import Recipe
 from revprop.runs import Row, RunStore
-from revprop.sweep import Task, sweep
+from revprop.sweep import SweepOptions, Task, sweep
 from revprop.training import Epoch, Training, accuracy_of, fit
 
 __all__ = ["PHASES", "PhaseOneWay", "RacecarStudy", "Schedule", "phase_settings", "run", "tasks", "train_phase"]
@@ -181,19 +181,12 @@ def phase_settings(study: RacecarStudy, phase: str, way: PhaseOneWay, seed: int)
     return found
 
 
-def run(
-    study: RacecarStudy,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
+def run(study: RacecarStudy, folder: Path, **how: Unpack[SweepOptions]) -> list[Row]:
     """Trains what has no row yet and returns the rows of all phases that are wanted.
 
     Args:
         folder: where networks and rows are kept; running again continues. Tables and figures share both.
-        report: gets one line per finished run. workers, engine: as for :func:`revprop.sweep.sweep`.
+        how: ``device``, ``report``, ``workers``, ``engine`` of :func:`revprop.sweep.sweep`.
 
     Returns:
         rows of kind "racecar": accuracy on the test part, ``error`` (the relative error of the input that the reverse pass gives
@@ -204,8 +197,8 @@ def run(
     """
     _data.cache_clear()  # files may have changed
     try:
-        found = tasks(study, folder.absolute(), device)
-        rows = sweep(found, workers=workers, engine=engine, device=device, report=report, describe=_describe)
+        found = tasks(study, folder.absolute(), how.get("device", "auto"))
+        rows = sweep(found, describe=_describe, **how)
     finally:
         _data.cache_clear()
     return [row for row in rows if row["settings"]["phase"] in study.phases]

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from revprop.networks.smoke import (
 )
 from revprop.racecar import Racecar
 from revprop.runs import Row, RunStore
-from revprop.sweep import Task, sweep
+from revprop.sweep import SweepOptions, Task, sweep
 from revprop.training import Epoch, Training, fit
 
 __all__ = ["MODELS", "PARTS", "SmokeTransfer", "figure", "run", "table", "train_autoencoder", "train_gan"]
@@ -143,19 +143,12 @@ def figure(name: str, scale: str, seeds: int | None = None) -> SmokeTransfer:
     return found if seeds is None else replace(found, seeds=tuple(range(seeds)))
 
 
-def run(
-    study: SmokeTransfer,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
+def run(study: SmokeTransfer, folder: Path, **how: Unpack[SweepOptions]) -> list[Row]:
     """Trains what has no row yet.
 
     Args:
         folder: where rows, weights and pictures are kept; running again continues. Tables and figures share them.
-        report: gets one line per finished run. workers, engine: as for :func:`revprop.sweep.sweep`.
+        how: ``device``, ``report``, ``workers``, ``engine`` of :func:`revprop.sweep.sweep`.
 
     Returns:
         rows of kind "smoke", one per part, model and seed: "l2", the mean squared error of the test images; the history;
@@ -174,7 +167,7 @@ def run(
         for part in study.parts:
             for model in MODELS[part]:
                 function = train_gan if part == "A" else train_autoencoder
-                arguments = (study, part, model, seed, folder, device)
+                arguments = (study, part, model, seed, folder, how.get("device", "auto"))
                 settings = _key(study, part, model, seed)
                 name = f"{part}, {model}, seed {seed}"
                 task = Task(
@@ -183,7 +176,7 @@ def run(
                 if part == "A":
                     first[model] = task
                 tasks.append(task)
-    return sweep(tasks, workers=workers, engine=engine, device=device, report=report, describe=_describe)
+    return sweep(tasks, describe=_describe, **how)
 
 
 def _describe(task: Task, row: Row) -> str:

@@ -7,10 +7,10 @@ themselves, so that a network of larger features is not weighed otherwise.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from revprop.graph import Graph, trace
 from revprop.recipe import Recipe
 from revprop.runs import Row, RunStore
 from revprop.stylisation import content_loss, style_loss, stylise
-from revprop.sweep import Task, sweep
+from revprop.sweep import SweepOptions, Task, sweep
 
 __all__ = ["FIGURES", "StylisationStudy", "figure", "loss_layers", "picture", "run", "stylise_pair"]
 
@@ -182,19 +182,12 @@ def _trained(
     ), words
 
 
-def run(
-    study: StylisationStudy,
-    folder: Path,
-    device: str = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    workers: int | None = None,
-    engine: str = "local",
-) -> list[Row]:
+def run(study: StylisationStudy, folder: Path, **how: Unpack[SweepOptions]) -> list[Row]:
     """Trains what is not trained yet, and stylises what has no row yet.
 
     Args:
         folder: where networks (``networks``), rows (``rows``) and pictures (``pictures``) are kept; running again continues.
-        report: gets one line per finished run. workers, engine: as for :func:`revprop.sweep.sweep`.
+        how: ``device``, ``report``, ``workers``, ``engine`` of :func:`revprop.sweep.sweep`.
 
     Returns:
         the rows, of kind "stylisation", one per network and pair: see :func:`stylise_pair`.
@@ -206,14 +199,16 @@ def run(
     tasks: list[Task] = []
     for network in study.networks:
         name = f"{network.way}, {network.baseline.network}, seed {network.baseline.seed}"
-        train = Task(name, folder / "networks", network.settings(), train_phase_one, (network, folder, device))
+        train = Task(
+            name, folder / "networks", network.settings(), train_phase_one, (network, folder, how.get("device", "auto"))
+        )
         tasks.append(train)
         for content, style in study.pairs:
             settings = _settings(study, network, content, style)
             arguments = (study, network, content, style, folder)
             what = f"figure {study.figure}: {content} in the style of {style}, {name}"
             tasks.append(Task(what, folder / "rows", settings, stylise_pair, arguments, train))
-    rows = sweep(tasks, workers=workers, engine=engine, device=device, report=report, describe=_describe)
+    rows = sweep(tasks, describe=_describe, **how)
     return [row for row in rows if row["settings"]["kind"] == "stylisation"]
 
 
