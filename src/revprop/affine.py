@@ -210,7 +210,8 @@ class Runner:
         if samples is not None and isinstance(value, Tensor):
             apart = samples.apart(value) if samples.times > 1 else value.movedim(samples.axis, 0)
             differ = source in self.graph.active
-            leaf = self._leaf(name, source, apart if differ else apart[0], apart, differ)
+            own = apart if differ else apart[0] if len(apart) else apart.new_zeros(apart.shape[1:])
+            leaf = self._leaf(name, source, own, apart, differ)
             laid = samples.together(leaf) if samples.times > 1 else leaf.movedim(0, samples.axis)
             return self._use(leaf, laid, node) if self.by_position else laid
         value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else self.dtype, device=self.device)

@@ -154,10 +154,10 @@ def _padded(node: fx.Node, dims: int) -> Field | None:
 
 
 def _sliced(node: fx.Node, dims: int) -> Field | None:
-    """Every so manieth entry of one dimension behind the batch, from a start on."""
+    """Every entry of one dimension from a start on, or every other one, and so on."""
     arguments: Any = given(node)
     dim, start, step = arguments.get("dim", 0) % (dims + 2), arguments.get("start") or 0, arguments.get("step", 1)
-    if dim == 0 or not isinstance(start, int) or start < 0 or not isinstance(step, int):
+    if not isinstance(start, int) or start < 0 or not isinstance(step, int) or (dim == 0 and (start, step) != (0, 1)):
         return None
     stride, low = [1] * dims, [0] * dims
     if dim > 1:

@@ -18,7 +18,6 @@ from torch import Tensor, fx
 
 from revprop.affine import Run
 from revprop.graph import Graph
-from revprop.hardware import channels_last
 from revprop.heads import Head
 from revprop.receptive import Field, receptive_fields
 
@@ -59,7 +58,8 @@ class SharedRows:
         leaves = [*inputs, *(use.value for use in uses)]
         for start in range(0, self.count, repeat):
             batch = self._batch(start, repeat, target)
-            cotangent = channels_last(batch.cotangent(target).repeat(images, *[1] * (target.dim() - 1)))
+            cotangent = torch.zeros_like(target)  # laid out as it is
+            cotangent.unflatten(0, (images, repeat))[(slice(None), batch.row, *batch.index.unbind(1))] = 1.0
             last = start + repeat >= self.count
             gradients = torch.autograd.grad(target, leaves, cotangent, retain_graph=not last, allow_unused=True)
             parts: dict[int, Tensor] = {}
@@ -98,21 +98,16 @@ class _Batch:
     like: Tensor
     _masks: dict[tuple[Field, tuple[int, ...]], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def cotangent(self, target: Tensor) -> Tensor:
-        """(rows, *target's): one at each unit."""
-        rows = target.new_zeros((self.rows, *target.shape[1:]))
-        rows[(self.row, *self.index.unbind(1))] = 1.0
-        return rows
-
     def masks(self, seen: Field, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """What each unit sees of a value, (units, *size), and the same by row and slot, (rows, slots, positions)."""
         if (seen, size) not in self._masks:
             mask = self.like.new_ones((len(self.index), *[1] * len(size)))
             for dim, one in enumerate(seen.seen(self.index[:, 1:], size)):
                 mask = mask * one.view(len(one), *[-1 if d == dim else 1 for d in range(len(size))])
-            slots = mask.new_zeros(self.rows, int(self.slot.max()) + 1, math.prod(size))
-            slots[self.row, self.slot] = mask.flatten(1)
-            self._masks[seen, size] = mask, slots
+            most = int(self.slot.max()) + 1
+            slots = mask.new_zeros(self.rows * most, math.prod(size))
+            slots.index_copy_(0, self.row * most + self.slot, mask.flatten(1))
+            self._masks[seen, size] = mask, slots.view(self.rows, most, -1)
         return self._masks[seen, size]
 
     def cut(self, gradient: Tensor, seen: Field, images: int) -> Tensor:
