@@ -197,8 +197,8 @@ def _chunks(
     graph: Graph, head: Head, inputs: tuple[Tensor, ...], units: list[tuple[int, ...]], budget: int
 ) -> Iterator[_Part]:
     """Images by chunks; each is repeated, so that many of its units go backwards together."""
-    n, shared = len(inputs[0]), shared_rows(graph, head, units)
-    count = max(1, len(units) if shared is None else shared.count)
+    n, shared = len(inputs[0]), shared_rows(graph, head, units, max(budget // 4, 1))
+    count = max(1, len(units) if shared is None else max(shared.counts))
     rows = _rows(graph, head, inputs, budget)
     repeat = -(-count // -(-count // rows))  # chunks of one size, as far as that goes
     together = max(1, min(n, rows // repeat))
@@ -206,7 +206,8 @@ def _chunks(
         chunk = tuple(x[start : start + together] for x in inputs)
         repeated = tuple(channels_last(x.repeat_interleave(repeat, 0) if repeat > 1 else x) for x in chunk)
         with torch.enable_grad():
-            run = run_affine(graph, repeated, (head.node,), bare=head.bare, by_position=shared is not None)
+            wanted = (head.node,) if shared is None else shared.wanted
+            run = run_affine(graph, repeated, wanted, bare=head.bare, by_position=shared is not None)
         yield _part(run, repeat, *(shared or _OwnRows(head, units)).backward(run, len(chunk[0]), repeat))
 
 

@@ -19,7 +19,7 @@ from revprop.rules import Linear, Pointwise, Refusal, Selection, bind, closed
 from revprop.structural_map import Concatenate
 from revprop.windows import SlidingWindows
 
-__all__ = ["Field", "receptive_fields"]
+__all__ = ["Field", "bottlenecks", "receptive_fields"]
 
 aten = torch.ops.aten
 
@@ -79,21 +79,36 @@ def receptive_fields(graph: Graph, head: fx.Node) -> dict[fx.Node, Field] | None
     return graph.factored[key]
 
 
-def _find(graph: Graph, head: fx.Node) -> dict[fx.Node, Field] | None:
+def bottlenecks(graph: Graph, head: fx.Node) -> tuple[fx.Node, ...]:
+    """The values that everything in front of a head goes through on its way there, from the head itself on."""
+    waiting, found = {head}, []
+    for node, sources in _backwards(graph, head):
+        if waiting == {node}:
+            found.append(node)
+        waiting = (waiting - {node}) | set(sources)
+    return tuple(found)
+
+
+def _backwards(graph: Graph, head: fx.Node) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
+    """The values in front of a head that move it, the head first, the inputs last; each with those that move it."""
     order, _, live = plan(graph, (head,), held_operands)
+    for node in reversed([*graph.inputs, *order]):
+        if node in live:
+            held = held_operands(graph, node)
+            yield node, [a for a in dict.fromkeys(node.all_input_nodes) if a in live and a not in held]
+
+
+def _find(graph: Graph, head: fx.Node) -> dict[fx.Node, Field] | None:
     dims = len(graph.shape(head)) - 1
-    if head not in live or dims not in (1, 2, 3):
+    if head not in graph.movable or dims not in (1, 2, 3):
         return None
     fields = {head: Field((1,) * dims, (0,) * dims, (0,) * dims)}
-    for node in reversed([*graph.inputs, *order]):
-        if node not in live:
-            continue
+    for node, sources in _backwards(graph, head):
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or value.dim() != dims + 2 or not graph.per_sample(node):
             return None
         if node in graph.inputs:
             continue
-        sources = [a for a in dict.fromkeys(node.all_input_nodes) if a in live and a not in held_operands(graph, node)]
         step = _step(graph, node, sources, dims) if sources else None
         if step is None:
             return None

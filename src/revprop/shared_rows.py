@@ -2,8 +2,9 @@
 
 A Jacobian that is known to be sparse is read off few products with it: columns (here rows) that have no entry in common are summed
 and taken apart again (Curtis, Powell, Reid, 1974; Coleman, More, 1983). Of a convolutional layer's units those of one channel,
-``spacing`` positions apart, see disjoint windows of every value in front of them: ``prod(spacing)`` rows per channel serve all its
-positions.
+``spacing`` positions apart, see disjoint windows of the values in front of them: ``prod(spacing)`` rows per channel serve all its
+positions. Next to the layer windows are small and rows few; so the way back is walked in stages, from one value that everything
+goes through to the next, and between them what the units see is laid into the more rows that its windows then need.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,11 +21,41 @@ from torch import Tensor, fx
 from revprop.affine import Run
 from revprop.graph import Graph
 from revprop.heads import Head
-from revprop.receptive import Field, receptive_fields
+from revprop.receptive import Field, bottlenecks, receptive_fields
 
 __all__ = ["SharedRows", "shared_rows"]
 
-SAVED = 2  # rows are shared where there are so many units to a row at least: taking them apart has its price
+WORTH = 0.6  # rows are shared where they take at most this part of the work: taking them apart has its price
+REGROUPED = 3  # what it costs to lay rows out anew between two stages, in operators
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A part of the way back: from one value to the next that everything goes through, or to the inputs.
+
+    Attributes:
+        target: what the rows go back from. next: the value that they go back to (None: the inputs). nodes: the values between,
+            the first among them. spacing: how far apart units of one row are, per dimension.
+    """
+
+    target: fx.Node
+    next: fx.Node | None
+    nodes: tuple[fx.Node, ...]
+    spacing: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """For each channel."""
+        return math.prod(self.spacing)
+
+    @property
+    def work(self) -> int:
+        return len(self.nodes)
+
+    def joined(self, after: _Stage) -> _Stage:
+        """This stage and the one after it as one."""
+        spacing = tuple(map(max, self.spacing, after.spacing))
+        return _Stage(self.target, after.next, self.nodes + after.nodes, spacing)
 
 
 @dataclass(frozen=True)
@@ -31,18 +63,31 @@ class SharedRows:
     """Units of a value with positions, by the rows that they share.
 
     Attributes:
-        head, fields: whose units, and what these see of the values in front. index: (units, 1 + dimensions): channel and position
-            of each, distinct and in the order of the layer. asked: which of them each unit asked for is.
-        row: (units,): the row that each goes in. slot: its number among those of the row. count: of rows.
+        head, fields: whose units, and what these see of the values in front. stages: of the way back. index: (units, 1 +
+            dimensions): channel and position of each, distinct and in the order of the layer. asked: which of them each unit asked
+            for is. budget: bytes for what goes from one stage to the next.
     """
 
     head: Head
     fields: Mapping[fx.Node, Field]
+    stages: tuple[_Stage, ...]
     index: Tensor
     asked: Tensor
-    row: Tensor
-    slot: Tensor
-    count: int
+    budget: int
+
+    @property
+    def wanted(self) -> tuple[fx.Node, ...]:
+        """The values that a run has to keep."""
+        return tuple(stage.target for stage in self.stages)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many rows each stage takes, of one image."""
+        return [int(self.rows(stage).max()) + 1 for stage in self.stages]
+
+    def rows(self, stage: _Stage) -> Tensor:
+        """The row of each unit."""
+        return _rows_of(self.index, stage.spacing)
 
     def backward(self, run: Run, images: int, repeat: int) -> tuple[Tensor, dict[int, Tensor]]:
         """The units' values, (images, units), and their gradients with respect to the leaves of a run that was laid out by
@@ -51,117 +96,233 @@ class SharedRows:
         Args:
             images: of which each has ``repeat`` rows in the run.
         """
-        target = run.values[self.head.node]
-        inputs, uses = list(run.inputs.values()), run.uses
-        found = {id(leaf): leaf.new_zeros(images, len(self.index), *leaf.shape[1:]) for leaf in inputs}
-        fields = [self.fields.get(node) for node in self.head.graph.inputs if node.meta["val"].is_floating_point()]
-        leaves = [*inputs, *(use.value for use in uses)]
-        for start in range(0, self.count, repeat):
-            batch = self._batch(start, repeat, target)
-            cotangent = torch.zeros_like(target)  # laid out as it is
-            cotangent.unflatten(0, (images, repeat))[(slice(None), batch.row, *batch.index.unbind(1))] = 1.0
-            last = start + repeat >= self.count
-            gradients = torch.autograd.grad(target, leaves, cotangent, retain_graph=not last, allow_unused=True)
-            parts: dict[int, Tensor] = {}
-            for leaf, field_, gradient in zip(inputs, fields, gradients, strict=False):
-                if gradient is not None and field_ is not None:
-                    parts[id(leaf)] = batch.cut(gradient, field_, images)
-            for use, gradient in zip(uses, gradients[len(inputs) :], strict=True):
-                if gradient is not None:
-                    part = batch.gathered(gradient, self.fields[use.node], use.repeated, images)
-                    part = part.reshape(*part.shape[:2], *use.leaf.shape[1:])
-                    parts[id(use.leaf)] = parts[id(use.leaf)] + part if id(use.leaf) in parts else part
-            for key, part in parts.items():
-                if key not in found:
-                    found[key] = part.new_zeros(images, len(self.index), *part.shape[2:])
-                found[key].index_copy_(1, batch.members, part)
-        place: Any = (slice(None), *self.index.unbind(1))
-        values = target.detach()[::repeat][place]
+        walk = _Walk(self, run, images, repeat)
+        for group in walk.groups:
+            before = None
+            for stage in self.stages:
+                before = walk.through(stage, group, before, group is walk.groups[-1])
+        place: Any = (slice(None), *walk.index.unbind(1))
+        values = run.values[self.head.node].detach()[::repeat][place]
         if len(self.asked) == len(self.index) and bool((self.asked.diff() == 1).all()):
-            return values, found
-        return values[:, self.asked], {key: value.index_select(1, self.asked) for key, value in found.items()}
+            return values, walk.found
+        asked = self.asked.to(values.device)
+        return values[:, asked], {key: value.index_select(1, asked) for key, value in walk.found.items()}
 
-    def _batch(self, start: int, repeat: int, like: Tensor) -> _Batch:
-        members = ((self.row >= start) & (self.row < start + repeat)).nonzero().squeeze(1)
-        return _Batch(members, self.index[members], self.row[members] - start, self.slot[members], repeat, like)
+
+class _Walk:
+    """One walk back over a run, in which each of the images has ``repeat`` rows.
+
+    Attributes:
+        index: the units. groups: of them, so small that what goes from one stage to the next stays within the budget. found: the
+            gradients, by identity of the leaf.
+    """
+
+    def __init__(self, shared: SharedRows, run: Run, images: int, repeat: int) -> None:
+        self.fields, self.run, self.images, self.repeat = shared.fields, run, images, repeat
+        self.index = shared.index.to(run.values[shared.head.node].device)
+        self.found = {
+            id(leaf): leaf.new_zeros(images, len(self.index), *leaf.shape[1:]) for leaf in run.inputs.values()
+        }
+        floating = [node for node in shared.head.graph.inputs if node.meta["val"].is_floating_point()]
+        self.inputs = [(x, n) for x, n in zip(run.inputs.values(), floating, strict=True) if n in shared.fields]
+        most = 0  # bytes between two stages
+        for count, stage in zip(shared.counts, shared.stages[1:], strict=False):
+            value = run.values[stage.target]
+            most = max(most, images * count * value.nbytes // max(len(value), 1))
+        channels, of = self.index[:, 0].unique(return_inverse=True)
+        count = min(-(-2 * most // shared.budget) or 1, len(channels))
+        self.groups = [(of * count // len(channels) == i).nonzero().squeeze(1) for i in range(count)]
+
+    def through(self, stage: _Stage, group: Tensor, before: _Rows | None, last: bool) -> _Rows | None:
+        """One stage for some of the units.
+
+        Args:
+            before: the rows of the stage before, at this one's target. last: what the run has recorded of the stage is not
+                needed again.
+
+        Returns:
+            the rows at the value that the stage goes back to; None where these are the inputs.
+        """
+        run, repeat = self.run, self.repeat
+        target, behind = run.values[stage.target], None if stage.next is None else run.values[stage.next]
+        row = _rows_of(self.index[group], stage.spacing)
+        count = int(row.max()) + 1
+        after = None if behind is None else _Rows.empty(behind, self.images, row, count)
+        # what gradients are taken with respect to, whose they are, what units see of it, along what they are summed
+        seen: list[tuple[Tensor, Tensor, Field, tuple[bool, ...]]] = [
+            (use.value, use.leaf, self.fields[use.node], use.repeated) for use in run.uses if use.node in stage.nodes
+        ]
+        seen += [(leaf, leaf, self.fields[node], ()) for leaf, node in self.inputs if behind is None]
+        leaves = [*(value for value, *_ in seen), *([] if behind is None else [behind])]
+        for start in range(0, count, repeat):
+            mine = ((row >= start) & (row < start + repeat)).nonzero().squeeze(1)
+            units = group[mine]
+            batch = _Batch(self.index[units], row[mine] - start, self.images, repeat, target)
+            cotangent = batch.ones() if before is None else batch.laid(before, mine, self.fields[stage.target])
+            kept = not last or start + repeat < count
+            gradients = torch.autograd.grad(target, leaves, cotangent, retain_graph=kept, allow_unused=True)
+            for (_, leaf, field_, repeated), gradient in zip(seen, gradients, strict=False):
+                if gradient is not None:
+                    part = batch.gathered(gradient, field_, repeated).reshape(self.images, len(units), *leaf.shape[1:])
+                    if id(leaf) not in self.found:
+                        self.found[id(leaf)] = part.new_zeros(self.images, len(self.index), *leaf.shape[1:])
+                    self.found[id(leaf)].index_add_(1, units, part)
+            if after is not None and gradients[-1] is not None:
+                after.keep(gradients[-1], start, repeat)
+        return after
+
+
+@dataclass
+class _Rows:
+    """Rows at a value between two stages.
+
+    Attributes:
+        row: the row of each unit. values: (images, 1 + rows, positions, channels), the first row 0.
+    """
+
+    row: Tensor
+    values: Tensor
+
+    @staticmethod
+    def empty(value: Tensor, images: int, row: Tensor, count: int) -> _Rows:
+        return _Rows(row, value.new_zeros(images, 1 + count, math.prod(value.shape[2:]), value.shape[1]))
+
+    def keep(self, gradient: Tensor, start: int, repeat: int) -> None:
+        """Notes the rows from ``start`` on, of a batch that has ``repeat`` of each image."""
+        some = self.values[:, 1 + start : 1 + start + repeat]
+        some.copy_(gradient.flatten(2).mT.unflatten(0, (len(some), repeat))[:, : some.shape[1]])
 
 
 @dataclass
 class _Batch:
-    """Rows that go backwards at a time: their units, each with its row and its slot in it."""
+    """Rows that go backwards at a time, of each image: their units (channel and position of each), and the row of each."""
 
-    members: Tensor
     index: Tensor
     row: Tensor
-    slot: Tensor
+    images: int
     rows: int
-    like: Tensor
-    _masks: dict[tuple[Field, tuple[int, ...]], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    target: Tensor
+    _masks: dict[tuple[Field, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    _slots: dict[tuple[Field, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
-    def masks(self, seen: Field, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """What each unit sees of a value, (units, *size), and the same by row and slot, (rows, slots, positions)."""
+    def __post_init__(self) -> None:
+        order = self.row.argsort(stable=True)
+        units_of = self.row.bincount(minlength=self.rows)
+        self.slot = torch.empty_like(self.row)
+        self.slot[order] = (
+            torch.arange(len(order), device=order.device) - (units_of.cumsum(0) - units_of)[self.row[order]]
+        )
+
+    def ones(self) -> Tensor:
+        """(images rows, *target's): one at each unit."""
+        cotangent = torch.zeros_like(self.target)  # laid out as it is
+        place: Any = (slice(None), self.row, *self.index.unbind(1))
+        cotangent.unflatten(0, (self.images, self.rows))[place] = 1.0
+        return cotangent
+
+    def laid(self, before: _Rows, units: Tensor, seen: Field) -> Tensor:
+        """(images rows, *target's): what each unit sees, out of the row that it was in before."""
+        size = tuple(self.target.shape[2:])
+        mask = self.mask(seen, size).flatten(1)
+        unit, position = mask.nonzero().unbind(1)
+        source = torch.zeros((self.rows, mask.shape[1]), dtype=torch.long, device=mask.device)
+        source[self.row[unit], position] = 1 + before.row[units][unit]
+        source = source * mask.shape[1] + torch.arange(mask.shape[1], device=mask.device)
+        found = before.values.flatten(1, 2).index_select(1, source.flatten())
+        return found.view(self.images * self.rows, *size, found.shape[-1]).movedim(-1, 1)
+
+    def mask(self, seen: Field, size: tuple[int, ...]) -> Tensor:
+        """What each unit sees of a value, (units, *size), as zeros and ones."""
         if (seen, size) not in self._masks:
-            mask = self.like.new_ones((len(self.index), *[1] * len(size)))
+            mask = self.target.new_ones((len(self.index), *[1] * len(size)))
             for dim, one in enumerate(seen.seen(self.index[:, 1:], size)):
                 mask = mask * one.view(len(one), *[-1 if d == dim else 1 for d in range(len(size))])
-            most = int(self.slot.max()) + 1
-            slots = mask.new_zeros(self.rows * most, math.prod(size))
-            slots.index_copy_(0, self.row * most + self.slot, mask.flatten(1))
-            self._masks[seen, size] = mask, slots.view(self.rows, most, -1)
+            self._masks[seen, size] = mask
         return self._masks[seen, size]
 
-    def cut(self, gradient: Tensor, seen: Field, images: int) -> Tensor:
-        """(images rows, c, *size) -> (images, units, c, *size): of each unit's row what it sees, else 0."""
-        mask, _ = self.masks(seen, tuple(gradient.shape[2:]))
-        return gradient.unflatten(0, (images, self.rows)).index_select(1, self.row).mul_(mask.unsqueeze(1))
+    def slots(self, seen: Field, size: tuple[int, ...]) -> Tensor:
+        """The same by row and the unit's number in it, (rows, slots, positions)."""
+        if (seen, size) not in self._slots:
+            most = int(self.slot.max()) + 1
+            slots = self.target.new_zeros(self.rows * most, math.prod(size))
+            slots.index_copy_(0, self.row * most + self.slot, self.mask(seen, size).flatten(1))
+            self._slots[seen, size] = slots.view(self.rows, most, -1)
+        return self._slots[seen, size]
 
-    def gathered(self, gradient: Tensor, seen: Field, repeated: Sequence[bool], images: int) -> Tensor:
-        """As :meth:`cut`, summed over the dimensions along which a constant is repeated (``repeated``), which stay as ones."""
+    def gathered(self, gradient: Tensor, seen: Field, repeated: Sequence[bool] = ()) -> Tensor:
+        """(images rows, c, *size) -> (images, units, c, *size): of each unit's row what it sees, else 0; summed over the
+        dimensions along which a constant is ``repeated``, which stay as ones."""
         size = tuple(gradient.shape[2:])
-        if not all(repeated):
-            part = self.cut(gradient, seen, images)
-            dims = [3 + d for d, same in enumerate(repeated) if same]
-            return part.sum(dims, keepdim=True) if dims else part
-        _, slots = self.masks(seen, size)
-        sums = slots @ gradient.flatten(2).mT.unflatten(0, (images, self.rows))
-        return sums[:, self.row, self.slot].unflatten(2, (-1, *[1] * len(size)))
+        if repeated and all(repeated):
+            sums = self.slots(seen, size) @ gradient.flatten(2).mT.unflatten(0, (self.images, self.rows))
+            return sums[:, self.row, self.slot].unflatten(2, (-1, *[1] * len(size)))
+        own = gradient.unflatten(0, (self.images, self.rows)).index_select(1, self.row)
+        own.mul_(self.mask(seen, size).unsqueeze(1))
+        dims = [3 + d for d, same in enumerate(repeated) if same]
+        return own.sum(dims, keepdim=True) if dims else own
 
 
-def shared_rows(graph: Graph, head: Head, units: Sequence[tuple[int, ...]]) -> SharedRows | None:
+def shared_rows(graph: Graph, head: Head, units: Sequence[tuple[int, ...]], budget: int = 1 << 30) -> SharedRows | None:
     """The rows that units can share; None where that saves too little, or what they see is not known.
+
+    Args:
+        budget: bytes for what goes from one stage to the next.
 
     >>> import revprop
     >>> graph = revprop.trace(torch.nn.Conv1d(1, 2, 3, padding=1), torch.zeros(1, 1, 9))
     >>> head = revprop.heads.head_of(graph, "output", "unit")
-    >>> shared = shared_rows(graph, head, [(0, 0), (0, 3), (0, 4), (0, 6)])
-    >>> shared.count, shared.row.tolist()
-    (2, [0, 0, 1, 0])
+    >>> shared_rows(graph, head, [(0, 0), (0, 3), (0, 4), (0, 6)]).counts
+    [2]
     """
     shape = graph.shape(head.node)
-    if len(units) < SAVED or head.operator is not None or head.shape != shape:
+    if len(units) < 2 or head.operator is not None or head.shape != shape:
         return None
     fields = receptive_fields(graph, head.node)
     if fields is None:
         return None
-    sizes = shape[1:]
-    spacing = [
-        min(max(s), size)
-        for s, size in zip(zip(*(f.spacing for f in fields.values()), strict=True), sizes, strict=True)
-    ]
-    if SAVED * math.prod(spacing) > math.prod(sizes):
+    stages = _stages(graph, head.node, fields)
+    work = sum(stage.work for stage in stages)
+    if sum(stage.rows * stage.work for stage in stages) > WORTH * math.prod(shape[1:]) * work:
         return None
     weights = torch.tensor([math.prod(shape[d + 1 :]) for d in range(len(shape))])
     flat, asked = (torch.tensor(units) * weights).sum(1).unique(return_inverse=True)
     index = torch.stack(torch.unravel_index(flat, shape), 1)
-    # rows of the same positions lie together: they have the most in common
-    key = torch.zeros_like(flat)
+    found = SharedRows(head, fields, stages, index, asked, budget)
+    taken = sum(count * stage.work for count, stage in zip(found.counts, stages, strict=True))
+    return found if taken <= WORTH * len(units) * work else None
+
+
+def _rows_of(index: Tensor, spacing: tuple[int, ...]) -> Tensor:
+    """The row of each unit (channel, *position); rows of equal positions lie together, as they have the most in common."""
+    key = torch.zeros_like(index[:, 0])
     for at, step in zip(index[:, 1:].unbind(1), spacing, strict=True):
         key = key * step + at % step
-    _, row, units_of = (key * shape[0] + index[:, 0]).unique(return_inverse=True, return_counts=True)
-    count = len(units_of)
-    if SAVED * count > len(units):
-        return None
-    order = row.argsort(stable=True)
-    slot = torch.empty_like(row)
-    slot[order] = torch.arange(len(row)) - (units_of.cumsum(0) - units_of)[row[order]]
-    return SharedRows(head, fields, index, asked, row, slot, count)
+    return (key * (1 + index[:, 0].max()) + index[:, 0]).unique(return_inverse=True)[1]
+
+
+def _stages(graph: Graph, head: fx.Node, fields: Mapping[fx.Node, Field]) -> tuple[_Stage, ...]:
+    """The way back in the stages that take the least work, for all units of a value."""
+    key = ("stages", head)
+    if key not in graph.factored:
+        ends = [head, *(n for n in bottlenecks(graph, head) if n is not head and n not in graph.inputs), None]
+        shortest = [_stage(graph, fields, *pair) for pair in pairwise(ends)]
+        best: list[tuple[int, tuple[_Stage, ...]]] = [(0, ())]
+        for last in range(len(shortest)):
+            ways = []
+            stage = shortest[last]
+            for first in range(last, -1, -1):
+                stage = stage if first == last else shortest[first].joined(stage)
+                ways.append((best[first][0] + stage.rows * (stage.work + REGROUPED), first, stage))
+            cost, first, stage = min(ways, key=lambda way: way[0])
+            best.append((cost, (*best[first][1], stage)))
+        graph.factored[key] = best[-1][1]
+    return graph.factored[key]
+
+
+def _stage(graph: Graph, fields: Mapping[fx.Node, Field], target: fx.Node | None, end: fx.Node | None) -> _Stage:
+    assert target is not None
+    order, sizes = graph.order, graph.shape(next(iter(fields)))[1:]
+    stop = -1 if end is None else order[end]
+    nodes = [n for n in fields if stop <= order[n] <= order[target]]
+    spacing = [max(each) for each in zip(*(fields[n].spacing for n in nodes), strict=True)]
+    return _Stage(target, end, tuple(n for n in nodes if n is not end), tuple(map(min, spacing, sizes)))
