@@ -141,6 +141,9 @@ def hypersurface(
 ) -> Hypersurface:
     """The effective hypersurfaces of units of a layer (AdjointBackMapV2 Algorithm 1, for any traced network).
 
+    Of many units of a convolutional layer, those whose receptive fields are disjoint go backwards together (Curtis, Powell, Reid,
+    1974).
+
     Args:
         model: a module, or the graph of :func:`revprop.trace`. x: inputs (n, ...).
         layer: a name of ``graph.layers``.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +26,8 @@ from revprop.receptive import Field, bottlenecks, receptive_fields
 
 __all__ = ["SharedRows", "shared_rows"]
 
-WORTH = 0.6  # rows are shared where they take at most this part of the work: taking them apart has its price
+WORTH = 0.8  # rows are shared where they take at most this part of the work: taking them apart has its price
+FEW = 16  # fewer units are soon done in rows of their own
 REGROUPED = 3  # what it costs to lay rows out anew between two stages, in operators
 
 
@@ -50,6 +52,7 @@ class _Stage:
 
     @property
     def work(self) -> int:
+        """For each row."""
         return len(self.nodes)
 
     def joined(self, after: _Stage) -> _Stage:
@@ -80,7 +83,7 @@ class SharedRows:
         """The values that a run has to keep."""
         return tuple(stage.target for stage in self.stages)
 
-    @property
+    @cached_property
     def counts(self) -> list[int]:
         """How many rows each stage takes, of one image."""
         return [int(self.rows(stage).max()) + 1 for stage in self.stages]
@@ -269,13 +272,13 @@ def shared_rows(graph: Graph, head: Head, units: Sequence[tuple[int, ...]], budg
         budget: bytes for what goes from one stage to the next.
 
     >>> import revprop
-    >>> graph = revprop.trace(torch.nn.Conv1d(1, 2, 3, padding=1), torch.zeros(1, 1, 9))
+    >>> graph = revprop.trace(torch.nn.Conv1d(1, 2, 3, padding=1), torch.zeros(1, 1, 30))
     >>> head = revprop.heads.head_of(graph, "output", "unit")
-    >>> shared_rows(graph, head, [(0, 0), (0, 3), (0, 4), (0, 6)]).counts
-    [2]
+    >>> shared_rows(graph, head, [(0, i) for i in range(30)]).counts
+    [3]
     """
     shape = graph.shape(head.node)
-    if len(units) < 2 or head.operator is not None or head.shape != shape:
+    if len(units) < FEW or head.operator is not None or head.shape != shape:
         return None
     fields = receptive_fields(graph, head.node)
     if fields is None:
