@@ -59,11 +59,10 @@ class Field:
         """How far apart two units must be at least, in one dimension, so that what they see is disjoint."""
         return tuple((h - low) // s + 1 for s, low, h in zip(self.stride, self.low, self.high, strict=True))
 
-    def seen(self, positions: Tensor, size: tuple[int, ...]) -> Iterator[Tensor]:
-        """Per dimension (units, size): which positions units at ``positions`` (units, dimensions) see."""
-        for at, s, low, high, n in zip(positions.unbind(1), self.stride, self.low, self.high, size, strict=True):
-            apart = torch.arange(n, device=at.device) - s * at.unsqueeze(1)
-            yield (apart >= low) & (apart <= high)
+    def seen(self, dim: int, positions: Tensor, size: int) -> Tensor:
+        """(*positions, size): which of a value's positions in one dimension units at these positions see."""
+        apart = torch.arange(size, device=positions.device) - self.stride[dim] * positions.unsqueeze(-1)
+        return (apart >= self.low[dim]) & (apart <= self.high[dim])
 
 
 def receptive_fields(graph: Graph, head: fx.Node) -> dict[fx.Node, Field] | None:

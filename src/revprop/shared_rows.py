@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -160,7 +160,7 @@ class _Walk:
         for start in range(0, count, repeat):
             mine = ((row >= start) & (row < start + repeat)).nonzero().squeeze(1)
             units = group[mine]
-            batch = _Batch(self.index[units], row[mine] - start, self.images, repeat, target)
+            batch = _Batch(self.index[units], row[mine] - start, self.images, repeat, stage, target)
             cotangent = batch.ones() if before is None else batch.laid(before, mine, self.fields[stage.target])
             kept = not last or start + repeat < count
             gradients = torch.autograd.grad(target, leaves, cotangent, retain_graph=kept, allow_unused=True)
@@ -196,25 +196,25 @@ class _Rows:
         some.copy_(gradient.flatten(2).mT.unflatten(0, (len(some), repeat))[:, : some.shape[1]])
 
 
-@dataclass
 class _Batch:
-    """Rows that go backwards at a time, of each image: their units (channel and position of each), and the row of each."""
+    """Rows that go backwards at a time, of each image. Units of a row lie on a grid, ``spacing`` apart.
 
-    index: Tensor
-    row: Tensor
-    images: int
-    rows: int
-    target: Tensor
-    _masks: dict[tuple[Field, tuple[int, ...]], Tensor] = field(default_factory=dict)
-    _slots: dict[tuple[Field, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    Attributes:
+        index: channel and position of each unit. row: of each. rows: of each image. cell: the units' places on their row's grid.
+        target: what the rows go back from.
+    """
 
-    def __post_init__(self) -> None:
-        order = self.row.argsort(stable=True)
-        units_of = self.row.bincount(minlength=self.rows)
-        self.slot = torch.empty_like(self.row)
-        self.slot[order] = (
-            torch.arange(len(order), device=order.device) - (units_of.cumsum(0) - units_of)[self.row[order]]
-        )
+    def __init__(self, index: Tensor, row: Tensor, images: int, rows: int, stage: _Stage, target: Tensor) -> None:
+        self.index, self.row, self.images, self.rows, self.target = index, row, images, rows, target
+        spacing = torch.tensor(stage.spacing, device=index.device)
+        self.cell = index[:, 1:] // spacing
+        first = torch.zeros((rows, len(spacing)), dtype=torch.long, device=index.device)
+        first[row] = index[:, 1:] % spacing
+        self.grid = [
+            start.unsqueeze(1) + step * torch.arange(int(last) + 1, device=index.device)
+            for start, step, last in zip(first.unbind(1), stage.spacing, self.cell.amax(0), strict=True)
+        ]
+        self._axes: dict[tuple[Field, torch.Size], list[Tensor]] = {}
 
     def ones(self) -> Tensor:
         """(images rows, *target's): one at each unit."""
@@ -225,44 +225,50 @@ class _Batch:
 
     def laid(self, before: _Rows, units: Tensor, seen: Field) -> Tensor:
         """(images rows, *target's): what each unit sees, out of the row that it was in before."""
-        size = tuple(self.target.shape[2:])
-        mask = self.mask(seen, size).flatten(1)
-        unit, position = mask.nonzero().unbind(1)
-        source = torch.zeros((self.rows, mask.shape[1]), dtype=torch.long, device=mask.device)
-        source[self.row[unit], position] = 1 + before.row[units][unit]
-        source = source * mask.shape[1] + torch.arange(mask.shape[1], device=mask.device)
+        size = self.target.shape[2:]
+        axes = self.axes(seen, size)
+        table = torch.zeros([self.rows, *(1 + one.shape[1] for one in axes)], dtype=torch.long, device=units.device)
+        table[(self.row, *(1 + self.cell).unbind(1))] = 1 + before.row[units]
+        place = [torch.arange(self.rows, device=units.device).view(-1, *[1] * len(size))]
+        for dim, one in enumerate(axes):  # which unit sees a position; 0: none
+            number = (one * torch.arange(1, 1 + one.shape[1], device=units.device).unsqueeze(1)).sum(1)
+            place.append(number.view(self.rows, *[-1 if d == dim else 1 for d in range(len(size))]))
+        source = table[tuple(place)].flatten(1) * before.values.shape[2]
+        source = source + torch.arange(source.shape[1], device=units.device)
         found = before.values.flatten(1, 2).index_select(1, source.flatten())
         return found.view(self.images * self.rows, *size, found.shape[-1]).movedim(-1, 1)
-
-    def mask(self, seen: Field, size: tuple[int, ...]) -> Tensor:
-        """What each unit sees of a value, (units, *size), as zeros and ones."""
-        if (seen, size) not in self._masks:
-            mask = self.target.new_ones((len(self.index), *[1] * len(size)))
-            for dim, one in enumerate(seen.seen(self.index[:, 1:], size)):
-                mask = mask * one.view(len(one), *[-1 if d == dim else 1 for d in range(len(size))])
-            self._masks[seen, size] = mask
-        return self._masks[seen, size]
-
-    def slots(self, seen: Field, size: tuple[int, ...]) -> Tensor:
-        """The same by row and the unit's number in it, (rows, slots, positions)."""
-        if (seen, size) not in self._slots:
-            most = int(self.slot.max()) + 1
-            slots = self.target.new_zeros(self.rows * most, math.prod(size))
-            slots.index_copy_(0, self.row * most + self.slot, self.mask(seen, size).flatten(1))
-            self._slots[seen, size] = slots.view(self.rows, most, -1)
-        return self._slots[seen, size]
 
     def gathered(self, gradient: Tensor, seen: Field, repeated: Sequence[bool] = ()) -> Tensor:
         """(images rows, c, *size) -> (images, units, c, *size): of each unit's row what it sees, else 0; summed over the
         dimensions along which a constant is ``repeated``, which stay as ones."""
-        size = tuple(gradient.shape[2:])
+        size = gradient.shape[2:]
         if repeated and all(repeated):
-            sums = self.slots(seen, size) @ gradient.flatten(2).mT.unflatten(0, (self.images, self.rows))
-            return sums[:, self.row, self.slot].unflatten(2, (-1, *[1] * len(size)))
+            return self._sums(gradient, seen).unflatten(2, (-1, *[1] * len(size)))
         own = gradient.unflatten(0, (self.images, self.rows)).index_select(1, self.row)
-        own.mul_(self.mask(seen, size).unsqueeze(1))
+        for dim, n in enumerate(size):
+            mask = seen.seen(dim, self.index[:, 1 + dim], n)
+            own.mul_(mask.view(len(mask), *[n if d == dim else 1 for d in range(-1, len(size))]))
         dims = [3 + d for d, same in enumerate(repeated) if same]
         return own.sum(dims, keepdim=True) if dims else own
+
+    def _sums(self, gradient: Tensor, seen: Field) -> Tensor:
+        """(images rows, c, *size) -> (images, units, c): over what each unit sees, one dimension after the other."""
+        size, cells = gradient.shape[2:], 1
+        value, at = gradient.movedim(1, -1), torch.zeros_like(self.row)
+        for dim, one in enumerate(self.axes(seen, size)):
+            rest = math.prod(size[dim + 1 :]) * gradient.shape[1]
+            value = value.reshape(self.images, self.rows, cells, size[dim], rest)
+            value = one.to(value.dtype).unsqueeze(1) @ value
+            at, cells = at * one.shape[1] + self.cell[:, dim], cells * one.shape[1]
+        return value.reshape(self.images, self.rows, cells, gradient.shape[1])[:, self.row, at]
+
+    def axes(self, seen: Field, size: torch.Size) -> list[Tensor]:
+        """Per dimension (rows, cells, size): which positions of a value the units there see."""
+        if (seen, size) not in self._axes:
+            self._axes[seen, size] = [
+                seen.seen(d, at, n) for d, (at, n) in enumerate(zip(self.grid, size, strict=True))
+            ]
+        return self._axes[seen, size]
 
 
 def shared_rows(graph: Graph, head: Head, units: Sequence[tuple[int, ...]], budget: int = 1 << 30) -> SharedRows | None:
