@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from revprop.affine import Entry, Run
+from revprop.affine import Run
 from revprop.completion import run_affine
 from revprop.graph import Example, Graph
 from revprop.hardware import channels_last
 from revprop.heads import Head, head_of
 from revprop.reverse import as_graph
+from revprop.shared_rows import shared_rows
 
 __all__ = ["Hypersurface", "Unit", "check_run", "hypersurface", "in_precision", "relative_error"]
 
@@ -140,6 +141,9 @@ def hypersurface(
 ) -> Hypersurface:
     """The effective hypersurfaces of units of a layer (AdjointBackMapV2 Algorithm 1, for any traced network).
 
+    Of many units of a convolutional layer, those whose receptive fields are disjoint go backwards together (Curtis, Powell, Reid,
+    1974).
+
     Args:
         model: a module, or the graph of :func:`revprop.trace`. x: inputs (n, ...).
         layer: a name of ``graph.layers``.
@@ -196,57 +200,70 @@ def _chunks(
     graph: Graph, head: Head, inputs: tuple[Tensor, ...], units: list[tuple[int, ...]], budget: int
 ) -> Iterator[_Part]:
     """Images by chunks; each is repeated, so that many of its units go backwards together."""
-    n, count = len(inputs[0]), len(units)
+    n, shared = len(inputs[0]), shared_rows(graph, head, units, max(budget // 4, 1))
+    count = max(1, len(units) if shared is None else max(shared.counts))
     rows = _rows(graph, head, inputs, budget)
-    repeat = max(1, min(count, rows))
+    repeat = -(-count // -(-count // rows))  # chunks of one size, as far as that goes
     together = max(1, min(n, rows // repeat))
     for start in range(0, max(n, 1), together):
         chunk = tuple(x[start : start + together] for x in inputs)
         repeated = tuple(channels_last(x.repeat_interleave(repeat, 0) if repeat > 1 else x) for x in chunk)
         with torch.enable_grad():
-            run = run_affine(graph, repeated, (head.node,), bare=head.bare)
-        yield _backward(head, run, len(chunk[0]), repeat, units)
+            wanted = (head.node,) if shared is None else shared.wanted
+            run = run_affine(graph, repeated, wanted, bare=head.bare, by_position=shared is not None)
+        yield _part(run, repeat, *(shared or _OwnRows(head, units)).backward(run, len(chunk[0]), repeat))
 
 
-def _backward(head: Head, run: Run, images: int, repeat: int, units: list[tuple[int, ...]]) -> _Part:
-    target = run.values[head.node]
-    entries = run.entries.items()
-    leaves = list({id(leaf): leaf for leaf in (*run.inputs.values(), *(entry.leaf for _, entry in entries))}.values())
-    found: list[list[Tensor]] = [[] for _ in leaves]
-    reached: set[int] = set()
-    values = []
-    for start in range(0, max(len(units), 1), repeat):
-        some = units[start : start + repeat]
-        cotangent = channels_last(head.cotangent(target.detach(), some, images, repeat))
-        gradients: Sequence[Tensor | None] = [None] * len(leaves)
-        if target.requires_grad:
-            last = start + repeat >= len(units)
-            gradients = torch.autograd.grad(target, leaves, cotangent, retain_graph=not last, allow_unused=True)
-        values.append(
-            (target.detach() * cotangent)
-            .view(len(target), *target.shape[1:], 1)
-            .flatten(1)
-            .sum(1)
-            .view(images, repeat)[:, : len(some)]
-        )
-        for leaf, gradient, parts in zip(leaves, gradients, found, strict=True):
-            if gradient is not None:
-                reached.add(id(leaf))
-            gradient = torch.zeros_like(leaf) if gradient is None else gradient
-            parts.append(gradient.view(images, repeat, *leaf.shape[1:])[:, : len(some)])
-    of_leaf = {id(leaf): _cat(parts, 1) for leaf, parts in zip(leaves, found, strict=True)}
-    kept = {name: entry for name, entry in entries if id(entry.leaf) in reached}
+def _part(run: Run, repeat: int, value: Tensor, gradients: dict[int, Tensor]) -> _Part:
+    kept = {name: entry for name, entry in run.entries.items() if id(entry.leaf) in gradients}
     return _Part(
-        _cat(values, 1),
-        {name: of_leaf[id(leaf)] for name, leaf in run.inputs.items()},
-        {name: of_leaf[id(e.leaf)] if e.factor is None else of_leaf[id(e.leaf)] * e.factor for name, e in kept.items()},
-        {name: (_own_rows(entry, repeat), entry.rows) for name, entry in kept.items()},
+        value,
+        {name: gradients[id(leaf)] for name, leaf in run.inputs.items()},
+        {
+            name: gradients[id(e.leaf)] if e.factor is None else gradients[id(e.leaf)] * e.factor
+            for name, e in kept.items()
+        },
+        {name: (e.value[::repeat] if e.rows else e.value, e.rows) for name, e in kept.items()},
         run.held,
     )
 
 
-def _own_rows(entry: Entry, repeat: int) -> Tensor:
-    return entry.value[::repeat] if entry.rows else entry.value
+@dataclass
+class _OwnRows:
+    """Units that go backwards in a row of the batch each."""
+
+    head: Head
+    units: list[tuple[int, ...]]
+
+    def backward(self, run: Run, images: int, repeat: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """As :meth:`SharedRows.backward`, of a run that is not laid out by position."""
+        head, units, target = self.head, self.units, run.values[self.head.node]
+        inputs = {id(leaf): leaf for leaf in run.inputs.values()}
+        leaves = list((inputs | {id(entry.leaf): entry.leaf for entry in run.entries.values()}).values())
+        found: list[list[Tensor]] = [[] for _ in leaves]
+        reached: set[int] = set()
+        values = []
+        for start in range(0, max(len(units), 1), repeat):
+            some = units[start : start + repeat]
+            cotangent = channels_last(head.cotangent(target.detach(), some, images, repeat))
+            gradients: Sequence[Tensor | None] = [None] * len(leaves)
+            if target.requires_grad:
+                last = start + repeat >= len(units)
+                gradients = torch.autograd.grad(target, leaves, cotangent, retain_graph=not last, allow_unused=True)
+            values.append(
+                (target.detach() * cotangent)
+                .view(len(target), *target.shape[1:], 1)
+                .flatten(1)
+                .sum(1)
+                .view(images, repeat)[:, : len(some)]
+            )
+            for leaf, gradient, parts in zip(leaves, gradients, found, strict=True):
+                if gradient is not None:
+                    reached.add(id(leaf))
+                gradient = torch.zeros_like(leaf) if gradient is None else gradient
+                parts.append(gradient.view(images, repeat, *leaf.shape[1:])[:, : len(some)])
+        of_leaf = {id(leaf): _cat(parts, 1) for leaf, parts in zip(leaves, found, strict=True)}
+        return _cat(values, 1), {key: value for key, value in of_leaf.items() if key in reached or key in inputs}
 
 
 def _cat(parts: list[Tensor], dim: int) -> Tensor:

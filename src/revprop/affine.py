@@ -25,7 +25,7 @@ from revprop.graph import Graph
 from revprop.samples import Samples
 from revprop.segment import INSTEAD
 
-__all__ = ["Entry", "Kind", "Run", "Runner", "given", "order", "source_name", "title"]
+__all__ = ["Entry", "Kind", "Run", "Runner", "Use", "given", "order", "plan", "source_name", "title"]
 
 
 @dataclass
@@ -44,13 +44,28 @@ class Entry:
 
 
 @dataclass
+class Use:
+    """A constant where it is added, with a leaf of its own for every position there.
+
+    Attributes:
+        leaf: the entry's. value: (rows, c, *positions), what gradients are taken with respect to. node: what it is added to.
+        repeated: per dimension of the positions, whether the constant is the same for all.
+    """
+
+    leaf: Tensor
+    value: Tensor
+    node: fx.Node
+    repeated: tuple[bool, ...]
+
+
+@dataclass
 class Run:
     """A run of the part of a network in front of some values.
 
     Attributes:
         values: of the nodes asked for. inputs: the leaves of floating point inputs, by argument name. entries: by name.
         held: what was held, in words, by name of the operator. fronts: of convolutions and matrix products that these were asked
-            of, the values in front of their own bias.
+            of, the values in front of their own bias. uses: of the entries, where these are laid out by position.
     """
 
     values: dict[fx.Node, Tensor] = field(default_factory=dict)
@@ -58,6 +73,7 @@ class Run:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
+    uses: list[Use] = field(default_factory=list)
 
 
 class Runner:
@@ -68,6 +84,8 @@ class Runner:
         kind: operator -> how it is run. held: operator -> those of its arguments that it holds.
         lift: makes a leaf of a detached value.
         bare: a convolution or matrix product whose own bias is left out. fronts: those whose values in front of it are kept.
+        by_position: entries are laid out over the positions of what they are added to, which is (rows, c, *positions): the
+            gradients are those of :attr:`Run.uses`.
     """
 
     def __init__(
@@ -79,8 +97,10 @@ class Runner:
         lift: Callable[[Tensor], Tensor],
         bare: fx.Node | None = None,
         fronts: Collection[fx.Node] = (),
+        by_position: bool = False,
     ) -> None:
         self.graph, self.kind, self.held, self.lift, self.bare, self.fronts = graph, kind, held, lift, bare, fronts
+        self.by_position = by_position
         self.rows = len(inputs[0])
         self.dtype = next((x.dtype for x in inputs if x.is_floating_point()), torch.get_default_dtype())
         self.device = inputs[0].device
@@ -93,8 +113,8 @@ class Runner:
 
     def run(self, wanted: tuple[fx.Node, ...]) -> Run:
         """Runs what is in front of some nodes, and drops values that are not needed again."""
-        plan, last, live = _plan(self.graph, wanted, self.held)
-        for node in plan:
+        nodes, last, live = plan(self.graph, wanted, self.held)
+        for node in nodes:
             if node not in self.env:
                 self.env[node] = self._value(node, node in live)
             for done in last.get(node, ()):
@@ -160,8 +180,7 @@ class Runner:
 
     def bias(self, source: fx.Node, node: fx.Node, behind: int) -> Tensor:
         """A parameter that an operator adds, as an entry: in front of so many more dimensions of the operator's output."""
-        leaf = self.entry(*self._named(source, node))
-        return self.spread(leaf.view(*leaf.shape, *[1] * behind), node)
+        return self.spread(self.entry(*self._named(source, node)), node, behind=behind)
 
     def shift(self, parts: Sequence[tuple[fx.Node, Tensor | None]], node: fx.Node, behind: int) -> Tensor:
         """``sum factor b`` over parameters b (a factor of None is 1), added as :meth:`bias` is: entries that share a leaf."""
@@ -173,8 +192,7 @@ class Runner:
             for name, value, _, factor in named:
                 self.result.entries[self._unique(name)] = Entry(value.detach(), leaf, False, factor)
             self._shared[key] = leaf
-        leaf = self._shared[key]
-        return self.spread(leaf.view(*leaf.shape, *[1] * behind), node)
+        return self.spread(self._shared[key], node, behind=behind)
 
     def _named(self, source: fx.Node, node: fx.Node) -> tuple[str, Tensor, Any]:
         name = source_name(self.graph, source, node)
@@ -192,8 +210,10 @@ class Runner:
         if samples is not None and isinstance(value, Tensor):
             apart = samples.apart(value) if samples.times > 1 else value.movedim(samples.axis, 0)
             differ = source in self.graph.active
-            leaf = self._leaf(name, source, apart if differ else apart[0], apart, differ)
-            return samples.together(leaf) if samples.times > 1 else leaf.movedim(0, samples.axis)
+            own = apart if differ else apart[0] if len(apart) else apart.new_zeros(apart.shape[1:])
+            leaf = self._leaf(name, source, own, apart, differ)
+            laid = samples.together(leaf) if samples.times > 1 else leaf.movedim(0, samples.axis)
+            return self._use(leaf, laid, node) if self.by_position else laid
         value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else self.dtype, device=self.device)
         key = source if name not in self.graph.constants.values() else None
         return self.spread(self.entry(name, value, node if source is None else key), node)
@@ -207,9 +227,20 @@ class Runner:
             out - rest + rest * self.spread(self.entry(title(self.graph, node), rest.new_ones(()), node), node, result)
         )
 
-    def spread(self, leaf: Tensor, node: fx.Node, result: int | None = None) -> Tensor:
-        """A leaf (rows, *constant's shape) laid out to broadcast against the value of a node (or one of its results), its
-        samples where they lie."""
+    def spread(self, leaf: Tensor, node: fx.Node, result: int | None = None, behind: int = 0) -> Tensor:
+        """A leaf (rows, *constant's shape) laid out to broadcast against the value of a node (or one of its results), in front of
+        so many more dimensions of it, its samples where they lie."""
+        laid = self._laid(leaf.view(*leaf.shape, *[1] * behind) if behind else leaf, node, result)
+        return self._use(leaf, laid, node) if self.by_position else laid
+
+    def _use(self, leaf: Tensor, laid: Tensor, node: fx.Node) -> Tensor:
+        repeated = tuple(size == 1 for size in laid.shape[2:])
+        positions = [s if r else -1 for s, r in zip(self.graph.shape(node)[1:], repeated, strict=True)]
+        value = self.lift(laid.detach().expand(-1, -1, *positions))
+        self.result.uses.append(Use(leaf, value, node, repeated))
+        return value
+
+    def _laid(self, leaf: Tensor, node: fx.Node, result: int | None) -> Tensor:
         samples, dims = _layout(self.graph, node, result)
         missing = dims - (leaf.dim() - 1)
         if samples == _FIRST and not missing and leaf.shape[1] == 1:
@@ -324,7 +355,7 @@ _MOVES = {
 }
 
 
-def _plan(
+def plan(
     graph: Graph, wanted: tuple[fx.Node, ...], held: Callable[[Graph, fx.Node], frozenset[fx.Node]]
 ) -> tuple[list[fx.Node], dict[fx.Node, list[fx.Node]], set[fx.Node]]:
     """The nodes in front of those asked for, in order; after each those whose values are not needed again; and those that move

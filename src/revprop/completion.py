@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from revprop.affine import Kind, Run, Runner, given, source_name, title
-from revprop.families import BY_COLUMNS, CONVOLUTIONS, PIECES, PLAIN, PRODUCTS, QUOTIENTS
+from revprop.families import BY_COLUMNS, CONSTANT_PADDINGS, CONVOLUTIONS, PIECES, PLAIN, PRODUCTS, QUOTIENTS
 from revprop.graph import Graph
 from revprop.held import held_operands
 from revprop.rules import Linear, Pointwise, Refusal, Selection, bind, closed
@@ -41,12 +41,14 @@ def run_affine(
     lift: Callable[[Tensor], Tensor] = Tensor.requires_grad_,
     bare: fx.Node | None = None,
     fronts: Collection[fx.Node] = (),
+    by_position: bool = False,
 ) -> Run:
     """Runs the part of a network in front of some nodes, linear in its leaves.
 
     Args:
         inputs: the model's inputs; of double precision where everything is to be. lift: makes a leaf of a detached value.
         bare: a convolution or matrix product whose own bias is left out. fronts: those whose values in front of it are kept.
+        by_position: constants are laid out over the positions of what they are added to (:class:`revprop.affine.Use`).
 
     Raises:
         ValueError: an operator on the way normalises by the statistics of the batch.
@@ -56,7 +58,7 @@ def run_affine(
     >>> sorted(run_affine(graph, (torch.full((1, 3), 1e3),), (graph.output,)).entries)[0]
     '0.bias'
     """
-    return Runner(graph, inputs, _kind, held_operands, lift, bare, fronts).run(wanted)
+    return Runner(graph, inputs, _kind, held_operands, lift, bare, fronts, by_position).run(wanted)
 
 
 # -- linear operators ----------------------------------------------------------------------------------------------------
@@ -334,7 +336,7 @@ def _kind(graph: Graph, node: fx.Node) -> Kind:
 
 
 def _find_kind(graph: Graph, node: fx.Node) -> Kind:
-    if node.target in (aten.constant_pad_nd.default, aten.pad.default) and not given(node).get("value"):
+    if node.target in CONSTANT_PADDINGS and not given(node).get("value"):
         return _plain
     if node.target in _KINDS:
         return _KINDS[node.target]

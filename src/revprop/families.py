@@ -9,7 +9,9 @@ import torch
 __all__ = [
     "BY_COLUMNS",
     "CARRIED",
+    "CONSTANT_PADDINGS",
     "CONVOLUTIONS",
+    "ENTRY_BY_ENTRY",
     "GATES",
     "PIECES",
     "PLAIN",
@@ -67,3 +69,12 @@ CARRIED = {
     *(aten.mul.Tensor, aten.div.Tensor),
 }
 """What a gate may pass on its way: shapes, and arithmetic with constants."""
+CONSTANT_PADDINGS = {aten.constant_pad_nd.default, aten.pad.default}
+# every output by the entries at its own place alone, as broadcasting lays them
+ENTRY_BY_ENTRY = {
+    *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Tensor, aten.rsub.Scalar),
+    *(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor, aten.neg.default),
+    *(aten.maximum.default, aten.minimum.default, aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor),
+    *(aten.clone.default, aten.alias.default, aten.contiguous.default, aten.dropout.default),
+    *(aten.to.dtype, aten._to_copy.default),
+}
