@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import revprop
 from revprop.datasets import data_root, load_data
 from revprop.networks import NETWORKS, load_weights
+from revprop.runs import RunStore
 
 Method = Callable[[nn.Module, Tensor, int], Tensor]
 """(network, inputs, class) -> the sum of all parts, one number per sample."""
@@ -130,8 +131,9 @@ def outcome(method: Method, model: nn.Module, x: Tensor, k: int, repeats: int = 
     return Outcome(left, statistics.median(seconds[1:] or seconds))
 
 
-def checkpoints() -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Trained networks on 32 test images, where these are at hand."""
+def checkpoints(trained: Path) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Trained networks on 32 test images, where these are at hand: public ones, and AdjointBackMapV2's by ``revprop reproduce
+    adjoint/train``, whose folder of networks is ``trained``."""
     root = data_root()
     for name in ("resnet20", "resnet32"):
         path = root / "checkpoints" / f"cifar10_{name}.safetensors"
@@ -141,6 +143,15 @@ def checkpoints() -> Iterator[tuple[str, nn.Module, Tensor]]:
         load_weights(model, path)
         test = load_data("cifar10-lossless").test.subset(torch.arange(32))
         yield name, model.eval(), test.scaled((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    rows = {row["settings"]["network"]: row["settings"] for row in RunStore(trained).rows()}
+    for name in ("vgg7", "resnet20-wide"):
+        if name not in rows:
+            continue
+        settings = rows[name]
+        model = NETWORKS[name]()
+        load_weights(model, trained / f"{RunStore(trained).key(settings)}.safetensors")
+        test = load_data(settings["data"]).test.subset(torch.arange(32))
+        yield name, model.eval(), test.scaled(settings["mean"], settings["std"])
 
 
 def small() -> Iterator[tuple[str, nn.Module, Tensor]]:
@@ -170,6 +181,7 @@ def cell(found: Outcome) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "attributions.md")
+    parser.add_argument("--trained", type=Path, default=Path("out/reproduce/adjoint-reduced/baselines"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
@@ -184,13 +196,13 @@ def main() -> None:
         "",
         "## Trained networks",
         "",
-        "Class 3 of 32 test images in float32, public checkpoints; seconds as a multiple of one forward and backward pass of the "
-        "batch.",
+        "Class 3 of 32 test images in float32; resnet20 and resnet32: public checkpoints; vgg7 and resnet20-wide: by `revprop "
+        "reproduce adjoint/train --scale reduced`. Time: as a multiple of one forward and backward pass of the batch.",
         "",
     ]
     table: dict[str, list[str]] = {name: [] for name in METHODS}
     heads = []
-    for name, model, x in checkpoints():
+    for name, model, x in checkpoints(given.trained):
         pace = outcome(forward_and_backward, model, x, 3).seconds
         heads += [f"{name}: left", "time"]
         graph = revprop.trace(model, x[:2])

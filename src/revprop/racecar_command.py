@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import tyro
-from torch import Tensor
 
 from revprop.command_model import Model, console
 from revprop.experiments import regularised
 from revprop.experiments.baseline import build_network
+from revprop.experiments.racecar_measures import in_bytes
 from revprop.experiments.regularised import Regularised
 from revprop.networks import load_weights
 from revprop.report import Section, regenerated_inputs, write_page
@@ -62,7 +61,7 @@ class Regularise:
         }
         row = regularised.run(model, data, settings, about, self.model.out, self.model.device, progress=True)
         page = self.model.out / f"racecar-{self.model.network.replace(':', '-')}-{self.weight:g}.html"
-        shown = _pictures(row)
+        shown = in_bytes(**row["pictures"])
         words = (
             f"{100 * row['accuracy']:.2f} % of the test labels are right; the reverse pass gives the input back up to "
             f"{row['error']:.2f}"
@@ -85,15 +84,3 @@ class Regularise:
             f"page: {page}",
         ):
             console.print(line, markup=False, highlight=False)
-
-
-def _pictures(row: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Inputs and what came back of them, from 0 to 255 by the range of each input."""
-    original, back = row["pictures"]["original"], row["pictures"]["regenerated"]
-    flat = original.flatten(1)
-    low, high = (edge.view(-1, *[1] * (original.dim() - 1)) for edge in (flat.amin(1), flat.amax(1)))
-    scale = 255 / (high - low).clamp_min(1e-12)
-    return {
-        name: ((part - low) * scale).round().clamp(0, 255).to(torch.uint8)
-        for name, part in (("original", original), ("regenerated", back))
-    }

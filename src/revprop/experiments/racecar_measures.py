@@ -13,7 +13,7 @@ from revprop.information import information_plane
 from revprop.racecar import Racecar
 from revprop.training import Epoch
 
-__all__ = ["observed_epochs", "plane_of", "plane_rows", "reconstruction"]
+__all__ = ["in_bytes", "observed_epochs", "plane_of", "plane_rows", "reconstruction"]
 
 BINS = 30  # of a unit's range, as Shwartz-Ziv and Tishby (2017) took them
 POINTS = 24  # epochs in an information plane
@@ -38,6 +38,23 @@ def reconstruction(model: nn.Module | Graph, x: Tensor, layers: int, chunk: int 
         first = back if first is None else first
     assert first is not None
     return (apart / size) ** 0.5, x[:chunk], first
+
+
+def in_bytes(original: Tensor, regenerated: Tensor) -> dict[str, Tensor]:
+    """Inputs and what came back of them as pictures, from 0 to 255 by the range of each input; one that leaves this range is
+    scaled into it, so that what it shows is seen whatever its size.
+
+    >>> in_bytes(torch.tensor([[0.0, 0.5, 1.0]]), torch.tensor([[0.0, 20.0, 10.0]]))["regenerated"]
+    tensor([[  0, 255, 128]], dtype=torch.uint8)
+    """
+    found = {}
+    low, high = (edge(original.flatten(1), 1) for edge in (torch.amin, torch.amax))
+    for name, part in (("original", original), ("regenerated", regenerated)):
+        flat = part.flatten(1).nan_to_num()
+        first = torch.minimum(low, flat.amin(1)).unsqueeze(1)
+        reach = torch.maximum(high, flat.amax(1)).unsqueeze(1) - first
+        found[name] = (255 * (flat - first) / reach.clamp_min(1e-12)).round().to(torch.uint8).view_as(part)
+    return found
 
 
 def observed_epochs(epochs: int) -> frozenset[int]:

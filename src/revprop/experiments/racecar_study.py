@@ -15,13 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor, nn
 
 from revprop.errors import near_matches
 from revprop.experiments.baseline import Data, build_network, save_weights
 from revprop.experiments.racecar_data import load_task
-from revprop.experiments.racecar_measures import observed_epochs, plane_of, plane_rows, reconstruction
+from revprop.experiments.racecar_measures import in_bytes, observed_epochs, plane_of, plane_rows, reconstruction
 from revprop.graph import Graph, trace
 from revprop.networks import load_weights
 from revprop.orthogonality import Orthogonality
@@ -322,10 +321,6 @@ def _row(one: _Run, graph: Graph, data: Data, history: list[Epoch]) -> dict[str,
     study = one.study
     error, original, regenerated = reconstruction(graph, data.test[0][:MEASURED], study.layers)
     wanted = study.pictures if one.phase == "A" and one.seed == study.seeds[0] else 0
-    pictures = {
-        name: (255 * part[:wanted]).round().clamp(0, 255).to(torch.uint8)
-        for name, part in (("original", original), ("regenerated", regenerated))
-    }
     epochs = [{"epoch": e.epoch, "accuracy": e.accuracy, "seconds": e.seconds, **e.losses} for e in history]
     return {
         "accuracy": history[-1].accuracy,
@@ -334,5 +329,5 @@ def _row(one: _Run, graph: Graph, data: Data, history: list[Epoch]) -> dict[str,
         "parameters": sum(p.numel() for p in graph.model.parameters()),
         "history": epochs,
         **({"information": plane_rows(history)} if study.planes else {}),
-        **({"pictures": pictures} if wanted else {}),
+        **({"pictures": in_bytes(original[:wanted], regenerated[:wanted])} if wanted else {}),
     }

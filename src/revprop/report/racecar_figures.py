@@ -64,12 +64,13 @@ def regenerated_inputs(rows: Mapping[str, Row], title: str) -> Figure:
                 shown = image.transpose(1, 2, 0)
                 axes.imshow(shown if shown.shape[2] == 3 else shown[:, :, 0], cmap="gray", vmin=0, vmax=255)
                 axes.set(xticks=[], yticks=[])
-                axes.spines[:].set_visible(False)
+                axes.spines[:].set(visible=True, color="#bbbbbb", linewidth=0.5)
             line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")
         fix_layout(figure)
     errors = ", ".join(f"{name} {100 * row['error']:.0f} %" for name, row in rows.items() if row["error"] is not None)
     figure.set_label(
-        f"{title}: what the reverse pass gives back of {across} test inputs. Relative error over 1,000: {errors}."
+        f"{title}: what the reverse pass gives back of {across} test inputs; one that leaves its input's range is scaled into it. "
+        f"Relative error over 1,000: {errors}."
     )
     return figure
