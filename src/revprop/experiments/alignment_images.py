@@ -275,8 +275,8 @@ def run(study: AlignmentImages, folder: Path, **how: Unpack[SweepOptions]) -> li
     alone = replace(study, models=(), seeds=())
     judge = Task("the classifier", folder / "judges", {"judge": study.classifier.settings()}, _judge, (alone, folder))
     tasks = [judge]
-    for name in study.models:
-        for seed in study.seeds:
+    for seed in study.seeds:  # all models with one seed first: what is there can be compared
+        for name in study.models:
             arguments = (alone, name, seed, folder, how.get("device", "auto"))
             tasks.append(
                 Task(f"{name}, seed {seed}", folder / "rows", _key(study, name, seed), measure, arguments, judge)
