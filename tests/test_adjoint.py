@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from explain_cases import Net, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -25,36 +26,9 @@ F64 = torch.float64
 FRONTS = {"front": (nn.Conv2d, nn.Linear), "channel": nn.Conv2d, "position": nn.Conv2d, "logit": nn.Linear}
 
 
-def seeded(network: Callable[[], nn.Module]) -> nn.Module:
-    """In float64 and eval mode, with statistics and biases that are not what they start as."""
-    torch.manual_seed(0)
-    net = network().double().eval()
-    for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    for parameter in net.parameters():
-        if parameter.dim() < 2:
-            parameter.data += 0.3 * torch.randn_like(parameter)
-    return net
-
-
 def error(h: Hypersurface) -> float:
     scale = float(h.value.abs().max()) or 1.0
     return float((h.reconstructed - h.value).abs().max()) / scale
-
-
-class Net(nn.Module):
-    """A module whose forward is a function of itself and its input."""
-
-    def __init__(self, forward: Callable[..., Tensor], **modules: nn.Module) -> None:
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
-        self.function = forward
-
-    def forward(self, *values: Tensor) -> Tensor:
-        return self.function(self, *values)
 
 
 def convolutional() -> nn.Module:

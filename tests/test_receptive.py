@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from explain_cases import Net, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,33 +24,6 @@ F64 = torch.float64
 CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 AVG = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
 MAX = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
-
-
-class Net(nn.Module):
-    """A module whose forward is a function of itself and its input."""
-
-    def __init__(self, forward: Callable[..., Tensor], **modules: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.function = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
-
-
-def seeded(network: Callable[[], nn.Module]) -> nn.Module:
-    """In float64 and eval mode, with statistics and biases that are not what they start as."""
-    torch.manual_seed(0)
-    net = network().double().eval()
-    for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    for parameter in net.parameters():
-        if parameter.dim() < 2:
-            parameter.data += 0.3 * torch.randn_like(parameter)
-    return net
 
 
 # -- what units can depend on ----------------------------------------------------------------------------------------------
