@@ -271,6 +271,9 @@ def test_a_folder_of_a_study_becomes_a_page_a_text_and_figures(tmp_path):
     text = write_markdown([tmp_path], tmp_path / "results.md").read_text(encoding="utf-8")
     assert "## Post-training cifar10 on cifar10-jpeg\n\nFR against BP: after 10 epochs" in text
     assert "### cifar10 on cifar10-jpeg: what beats what" in text
+    assert "\n\n> Read the corrected p" in text, "what is to be read from the tables stands below them"
+    assert "dashed line" in page
+    assert "dashed line" not in text, "there is no figure on that page"
     names = [path.name for path in write_figures(tmp_path, tmp_path / "figures")]
     assert names == ["1-against-bp-by-cell.svg", "2-test-accuracy-by-epoch-bp.svg"]
     with pytest.raises(ValueError, match="no finished run"):

@@ -95,7 +95,9 @@ def _study_sections(grid: Grid, heading: str, draw: bool) -> list[Section]:
             tables=[*accuracy_tables(grid), *([published] if published else [])],
             figures=curves,
             reading="The dashed line is the baseline, a band one standard deviation over seeds. Seeds differ in their baselines, "
-            "so that the spread of a line is larger than that of the differences between two lines.",
+            "so that the spread of a line is larger than that of the differences between two lines."
+            if curves
+            else "",
         )
     )
     tables = []
@@ -124,7 +126,9 @@ def _ablation(grid: Grid, heading: str, references: Grid | None, draw: bool) -> 
         tables=(ablation_table(grid, references),),
         figures=(figure,) if figure else (),
         reading="A line differs from the default of its method by what its name says. To the right of zero the change helps; "
-        "hollow and grey dots show no difference.",
+        "hollow and grey dots show no difference."
+        if figure
+        else "",
     )
 
 

@@ -99,6 +99,8 @@ def write_markdown(folders: Sequence[Path], path: Path, title: str = "Results") 
             blocks += [f"## {section.heading}", *section.paragraphs]
             for table in section.tables:
                 blocks.append(table.to_markdown().replace(f"**{table.title}**", f"### {table.title}", 1))
+            if section.reading and section.tables:  # without figures, what explains figures alone says nothing
+                blocks.append(f"> {section.reading}")
         if rows:
             blocks.append(_provenance(rows).tables[0].to_markdown())
     if len(blocks) == 2:

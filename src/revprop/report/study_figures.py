@@ -85,11 +85,13 @@ def _figure4(rows: Sequence[Row], draw: bool) -> Section:
         f"{_reduced(rows)}",
         tables=tables,
         figures=figures,
-        reading="Down a column, darker is nearer. The paper's claim is that the discrepancy shrinks as accuracy grows. "
-        + " ".join(verdicts),
+        reading=("Down a column, darker is nearer. " if figures else "")
+        + f"The paper's claim is that the discrepancy shrinks as accuracy grows. {' '.join(verdicts)}",
     )
 
 
+PANELS = "Each panel has its own scale; bars are 95 % intervals of the gain over each seed's own baseline. "
+BOXES = "Above, boxes are quartiles over the seeds; below, dots above zero are stages where FR is ahead of BP. "
 PARTS = (
     ("discrepancy", "mean |difference|"),
     ("deviation", "relative deviation"),
@@ -187,9 +189,8 @@ def _figure5(grids: Sequence[Grid], draw: bool) -> Section:
         + " ".join(filter(None, dict.fromkeys(_reduced(grid.rows) for grid in grids))),
         tables=[Table("Embeddings of the label", columns, lines, note)],
         figures=[embeddings(grids)] if draw else [],
-        reading="Each panel has its own scale; bars are 95 % intervals of the gain over each seed's own baseline. The paper's "
-        "claim is that the nearest and the maximum embedding outperform one-hot coding. Of "
-        f"{tested} comparisons, {_verdict(list(corrected.values()))}.",
+        reading=(PANELS if draw else "") + "The paper's claim is that the nearest and the maximum embedding outperform one-hot "
+        f"coding. Of {tested} comparisons, {_verdict(list(corrected.values()))}.",
     )
 
 
@@ -225,9 +226,8 @@ def _figure6(rows: Sequence[Row], draw: bool) -> Section:
         f"{_reduced(rows)}",
         tables=tables,
         figures=figures,
-        reading="Above, boxes are quartiles over the seeds; below, dots above zero are stages where FR is ahead of BP. The paper's "
-        "claims are that BP is ahead while the network underfits, that FR is ahead once it converges, and that there one epoch of "
-        f"FR is best. {' '.join(verdicts)}",
+        reading=(BOXES if draw else "") + "The paper's claims are that BP is ahead while the network underfits, that FR is ahead "
+        f"once it converges, and that there one epoch of FR is best. {' '.join(verdicts)}",
     )
 
 
