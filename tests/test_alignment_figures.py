@@ -141,3 +141,29 @@ def test_others_to_train_on_and_another_weight(tmp_path: Path) -> None:
     assert "generator perceptual" in row["history"][-1]
     (none,) = alignment_images.run(replace(study, samples=32, perceptual=0.0), tmp_path, device="cpu", workers=1)
     assert "generator perceptual" not in none["history"][-1]
+
+
+def test_the_paper_s_orders_are_counted_run_by_run() -> None:
+    about = {
+        "kind": "alignment-images",
+        "data": "mnist",
+        "judge": {"network": "judge"},
+        "images": 10,
+        "preset": "paper",
+    }
+    about |= {"epochs": 1, "reduced": "", "sizes": {"latent": 8}}
+    distances = {"ae": [None] * 3, "vae": [1.0, 1.0, 3.0], "gan": [4.0, 4.0, 4.0], "vfa": [2.0, 2.0, 2.0]}
+    rows = [
+        {
+            "settings": {**about, "model": name, "seed": seed},
+            **{"error": 5.0 - len(name) + seed, "accuracy": 1.0, "accuracy_real": 1.0, "parameters": 1, "seconds": 1.0},
+            **{"frechet_reconstruction": 1.0, "frechet_real": 1.0, "grids": {}},
+            **({} if distance is None else {"frechet": distance}),
+        }
+        for name, values in distances.items()
+        for seed, distance in enumerate(values)
+    ]
+    (section,) = alignment_sections(rows, draw=False)
+    assert "VAE < VFA < GAN, another than the paper's order in Table 2, VAE < GAN < VFA" in section.reading
+    assert "VAE is below GAN in 3 of 3 runs, GAN is below VFA in 0 of 3 runs" in section.reading
+    assert "AE is below VAE in 0 of 3 runs" in section.reading

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from matplotlib.figure import Figure
 
@@ -246,15 +247,26 @@ def _ordering(by_model: Mapping[str, Sequence[Row]], published_fid: Mapping[str,
     if len(samples) > 1:
         published = sorted(samples, key=published_fid.__getitem__)
         verdict = "the same as" if samples == published else "another than"
+        pairs = pairwise(published)
         said.append(
             f"By the distance of samples: {' < '.join(NAMES[n] for n in samples)}, {verdict} the paper's order in Table 2, "
-            f"{' < '.join(NAMES[n] for n in published)}."
+            f"{' < '.join(NAMES[n] for n in published)}. Of its neighbours, "
+            f"{', '.join(_below(by_model, nearer, farther, 'frechet') for nearer, farther in pairs)}."
         )
     errors = ordered("error")
-    said.append(
-        f"By the error of reconstructions: {' < '.join(NAMES[n] for n in errors)} (Figure 15: autoencoders least)."
-    )
+    said.append(f"By the error of reconstructions: {' < '.join(NAMES[n] for n in errors)}.")
+    if "ae" in by_model and len(by_model) > 1:
+        others = ", ".join(_below(by_model, "ae", name, "error") for name in errors if name != "ae")
+        said.append(f"The paper's claim (Figure 15) is that autoencoders have the least: {others}.")
     return " ".join(said)
+
+
+def _below(by_model: Mapping[str, Sequence[Row]], nearer: str, farther: str, what: str) -> str:
+    """In how many of the runs that share a seed the first model's number is below the second's."""
+    first, second = ({row["settings"]["seed"]: row[what] for row in by_model[name]} for name in (nearer, farther))
+    shared = sorted(set(first) & set(second))
+    count = sum(first[seed] < second[seed] for seed in shared)
+    return f"{NAMES[nearer]} is below {NAMES[farther]} in {count} of {len(shared)} runs"
 
 
 SECTIONS = {"alignment-figure2": _figure2, "alignment-sizes": _sizes, "alignment-images": _images}

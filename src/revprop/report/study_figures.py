@@ -189,7 +189,8 @@ def _figure5(grids: Sequence[Grid], draw: bool) -> Section:
         + " ".join(filter(None, dict.fromkeys(_reduced(grid.rows) for grid in grids))),
         tables=[Table("Embeddings of the label", columns, lines, note)],
         figures=[embeddings(grids)] if draw else [],
-        reading=(PANELS if draw else "") + "The paper's claim is that the nearest and the maximum embedding outperform one-hot "
+        reading=(PANELS if draw else "")
+        + "The paper's claim is that the nearest and the maximum embedding outperform one-hot "
         f"coding. Of {tested} comparisons, {_verdict(list(corrected.values()))}.",
     )
 
@@ -226,7 +227,8 @@ def _figure6(rows: Sequence[Row], draw: bool) -> Section:
         f"{_reduced(rows)}",
         tables=tables,
         figures=figures,
-        reading=(BOXES if draw else "") + "The paper's claims are that BP is ahead while the network underfits, that FR is ahead "
+        reading=(BOXES if draw else "")
+        + "The paper's claims are that BP is ahead while the network underfits, that FR is ahead "
         f"once it converges, and that there one epoch of FR is best. {' '.join(verdicts)}",
     )
 
