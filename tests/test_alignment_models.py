@@ -181,6 +181,10 @@ def test_samples_are_seeded_and_follow_their_labels() -> None:
     generator = torch.Generator().manual_seed(0)
     z = torch.cat([torch.randn(4, 4, generator=generator, dtype=torch.float64), 5.0 * torch.eye(3).double()[labels]], 1)
     assert torch.equal(first, model.invert(z))
+    written_out = model.sample(
+        4, labels, 5.0, generator=torch.Generator().manual_seed(0), decoder=model.aligned.decoder()
+    )
+    torch.testing.assert_close(written_out, first)
     assert model.sample(2).shape == (2, 1, 8, 8)
     assert not first.requires_grad
     with pytest.raises(ValueError, match="labels: expected 4 labels"):

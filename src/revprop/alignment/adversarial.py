@@ -100,9 +100,10 @@ class FeatureAlignedGAN(nn.Module):
         emphasis: float = 1.0,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        decoder: nn.Module | None = None,
     ) -> Tensor:
         """What the generator makes of the encoder's samples."""
-        return self.generator(self.encoder.sample(n, labels, emphasis, temperature, generator))
+        return self.generator(self.encoder.sample(n, labels, emphasis, temperature, generator, decoder))
 
     @torch.no_grad()
     def interpolate(self, first: Tensor, last: Tensor, count: int) -> Tensor:

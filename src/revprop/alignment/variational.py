@@ -160,12 +160,15 @@ class VariationalFeatureAligned(nn.Module):
         emphasis: float = 1.0,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        decoder: nn.Module | None = None,
     ) -> Tensor:
         """New inputs: ``invert`` of z ~ N(0, temperature^2).
 
         Args:
             labels: (n,), wanted classes; drawn at random where there are classes and none is given. emphasis: the height of
                 the one-hot target. generator: of all that is drawn; torch's own where not given.
+            decoder: what to use in place of ``invert``: with ``aligned.decoder()``, made once, the samples are the same, and one
+                at a time takes a fraction of a VAE's time instead of twice as long.
 
         Returns:
             (n, *input_shape).
@@ -184,7 +187,7 @@ class VariationalFeatureAligned(nn.Module):
         z = z.to(like.device)
         if labels is not None:
             z = torch.cat([z, emphasis * one_hot(labels, self.classes, z)], 1)
-        return self.invert(z, generator)
+        return self.invert(z, generator) if decoder is None else decoder(z)
 
     @torch.no_grad()
     def interpolate(self, first: Tensor, last: Tensor, count: int) -> Tensor:

@@ -82,8 +82,8 @@ def measure(study: AlignmentSizes, device: str) -> dict[str, Any]:
         samplers[name] = count, cast("Any", model).sample
         if isinstance(model, VariationalFeatureAligned):
             decoder = model.aligned.decoder()
-            codes = model.latent + model.classes
-            samplers["vfa, affine"] = sum(b.numel() for b in decoder.buffers()), partial(_affine, decoder, codes)
+            size = sum(b.numel() for b in decoder.buffers())
+            samplers["vfa, affine"] = size, partial(model.sample, decoder=decoder)
     now = clock(place)
     seconds: dict[str, dict[str, float]] = {name: {} for name in samplers}
     for n in study.batches:
@@ -106,11 +106,6 @@ def measure(study: AlignmentSizes, device: str) -> dict[str, Any]:
         else f"CPU, {torch.get_num_threads()} threads",
         "measured": time.strftime("%Y-%m-%d"),
     }
-
-
-def _affine(decoder: nn.Module, codes: int, n: int) -> Tensor:
-    offset = cast("Tensor", decoder.offset)
-    return decoder(torch.randn(n, codes, dtype=offset.dtype).to(offset.device))
 
 
 def run(study: AlignmentSizes, folder: Path, **how: Unpack[SweepOptions]) -> list[Row]:
