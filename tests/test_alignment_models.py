@@ -38,7 +38,7 @@ from revprop.alignment.paper_models import MODELS
 from revprop.experiments import alignment_images, alignment_sizes
 from revprop.experiments.alignment_figure2 import WAYS, Figure2, measure
 from revprop.experiments.alignment_images import as_png
-from revprop.experiments.alignment_training import AdamWith, train_generative
+from revprop.experiments.alignment_training import AdamWith, adversarial_rates, train_generative
 from revprop.experiments.catalogue import settings_of
 from revprop.networks import feature_alignment as networks
 from revprop.report.alignment_sections import alignment_sections
@@ -327,9 +327,8 @@ def test_the_divergence_of_a_standard_normal_is_none() -> None:
 def train(name: str, folder: Path | None, epochs: int = 3, seed: int = 0) -> nn.Module:
     model = paper_model(name, SMALL, CODE, seed)
     recipe = AdamWith(betas=CODE.betas)
-    train_generative(
-        model, data(), Training(epochs, 16, 1e-3, 3, "cpu", checkpoint=folder, recipe=recipe), {"name": name}
-    )
+    training = Training(epochs, 16, 1e-3, 3, "cpu", checkpoint=folder, recipe=recipe)
+    train_generative(model, data(), training, {"name": name}, rates=adversarial_rates(model, 1e-4))
     return model
 
 
@@ -371,11 +370,11 @@ def test_a_killed_run_gives_the_samples_of_a_whole_one(tmp_path: Path) -> None:
 
 
 def test_parts_minimise_their_own_losses_at_once() -> None:
-    """A step of the loop against Adam on each part's own gradient, all of them at the parameters before the step."""
+    """A step of the loop against Adam on each part's own gradient and at its own rate, all at the parameters before the step."""
     trained = paper_model("vfa-gan", SMALL, CODE)
     reference = paper_model("vfa-gan", SMALL, CODE)
     x, y = data(16)
-    train_generative(trained, (x, y), Training(1, 16, 1e-3, 3, "cpu"))
+    train_generative(trained, (x, y), Training(1, 16, 1e-3, 3, "cpu"), rates={"generator": 1e-4})
     order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
     model = cast("Trainable", reference)
     reference.train()
@@ -388,7 +387,7 @@ def test_parts_minimise_their_own_losses_at_once() -> None:
     for part, own in model.parts().items():
         for parameter, slope in zip(own, slopes[part], strict=True):
             parameter.grad = slope
-        torch.optim.Adam(own, lr=1e-3).step()
+        torch.optim.Adam(own, lr=1e-4 if part == "generator" else 1e-3).step()
     model.constrain()
     state = reference.state_dict()
     for name, value in trained.state_dict().items():

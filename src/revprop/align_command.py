@@ -46,7 +46,8 @@ class _Train:
     preset: Literal["paper", "published-code"] = "published-code"
     """Settings as the paper's text has them, or its published code; what differs is printed."""
     learning_rate: float | None = None
-    """The preset's where not given, which is for long training: 1e-3 suits short ones."""
+    """The preset's where not given, which is for long training: 1e-3 suits short ones. Generators and discriminators keep the
+    preset's: at 1e-3 they end with black images."""
     epochs: int = 10
     samples: int = 0
     """Train on so many images; 0 for all."""
@@ -201,7 +202,10 @@ def _preset_lines(preset: str, learning_rate: float | None) -> list[str]:
     here, other = (AlignmentSettings.named(_stored(name)) for name in (preset, PRESETS[preset]))
     lines = [f"settings: {preset}. Where {PRESETS[preset]} differs:"]
     lines += [f"  {name}: {mine} ({PRESETS[preset]}: {its})" for name, mine, its in here.differences(other)]
-    return lines + ([] if learning_rate is None else [f"  but a learning rate of {learning_rate:g}, as asked for"])
+    if learning_rate is not None:
+        kept = f"(generators and discriminators: {here.learning_rate:g})"
+        lines.append(f"  but a learning rate of {learning_rate:g}, as asked for {kept}")
+    return lines
 
 
 def _size_lines(train: _Train, images: ImageData) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from revprop.errors import near_matches
 
-__all__ = ["AUGMENTATIONS", "Recipe", "augmented", "flipped", "fused"]
+__all__ = ["AUGMENTATIONS", "Recipe", "augmented", "flipped", "fused", "set_apart"]
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 AUGMENTATIONS = ("", "flips", "adjoint")
@@ -108,6 +108,21 @@ def fused(parameters: Sequence[nn.Parameter]) -> bool:
     (True, False)
     """
     return bool(parameters) and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+
+
+def set_apart(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], rate: float) -> None:
+    """Gives some of an optimizer's parameters a group of their own, whose "rate" is not the others'.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.Adam(layer.parameters())
+    >>> set_apart(optimizer, [layer.bias], 0.1)
+    >>> [(len(group["params"]), group.get("rate")) for group in optimizer.param_groups]
+    [(1, None), (1, 0.1)]
+    """
+    own, rest = list(parameters), optimizer.param_groups[0]
+    apart = {id(p) for p in own}
+    rest["params"] = [p for p in rest["params"] if id(p) not in apart]
+    optimizer.add_param_group({"params": own, "rate": rate})
 
 
 def flipped(images: Tensor) -> Tensor:

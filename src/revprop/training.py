@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from revprop.hardware import StepMemory, channels_last, clock
-from revprop.recipe import Recipe
+from revprop.recipe import Recipe, set_apart
 from revprop.tasks import Classification, Task, stated
 
 __all__ = ["Epoch", "Fitted", "Training", "TrainingDivergedError", "accuracy_of", "fit", "train_baseline"]
@@ -108,6 +108,7 @@ def fit(
     before_epoch: Callable[[int], None] | None = None,
     observe: Callable[[int], Mapping[str, float]] | None = None,
     parts: Mapping[str, Sequence[Tensor]] | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> Fitted:
     """Trains the parameters of ``module`` that require gradients on shuffled batches of ``data``, by Adam or as the recipe says.
 
@@ -120,7 +121,8 @@ def fit(
         before_epoch: called with the number of each epoch as it begins; its time counts as the epoch's.
         observe: called with the number of each epoch done, 0 first; what it returns is kept with the epoch.
         parts: parameters that minimise losses of their own, by the loss's name, in place of "loss", which is then only checked
-            and recorded: a generator against a discriminator. All are stepped at once, after the last part's gradient.
+            and recorded: a generator against a discriminator. All are stepped at once, after the last part's gradient. rates:
+            learning rates of parts, where they are others than the training's.
 
     Returns:
         A :class:`Fitted`: the history, one :class:`Epoch` per epoch, the state before training first; and a step's memory.
@@ -138,6 +140,8 @@ def fit(
     device = fabric.device
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = training.recipe.optimizer_of(trained, training.learning_rate)
+    for name, rate in (rates or {}).items():
+        set_apart(optimizer, (parts or {})[name], rate)
     wrapped, optimizer = fabric.setup(module, optimizer)
     generator = torch.Generator().manual_seed(training.seed)
     state = _Checkpoint(training, module, optimizer, generator, dict(identity or {}))
@@ -183,11 +187,10 @@ def fit(
                             fabric.backward(losses["loss"])
                         for left, (name, own) in enumerate((parts or {}).items(), start=1 - len(parts or {})):
                             fabric.backward(losses[name], inputs=list(own), retain_graph=left < 0)
-                    rate = training.recipe.rate(
-                        training.learning_rate, epoch - 1 + (step - 0.5) / steps, training.epochs
-                    )
+                    done = epoch - 1 + (step - 0.5) / steps
                     for group in optimizer.param_groups:
-                        group["lr"] = rate
+                        rate = group.get("rate", training.learning_rate)
+                        group["lr"] = training.recipe.rate(rate, done, training.epochs)
                     optimizer.step()
                     for name, part in losses.items():
                         share = part.detach() * len(rows)  # stays on the device: only the loss itself is waited for
@@ -247,7 +250,7 @@ class _Checkpoint:
             if p.requires_grad
         }
         tensors |= {f"buffer.{name}": b.detach().cpu().contiguous() for name, b in self.module.named_buffers()}
-        for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
+        for i, parameter in enumerate(p for p in self.module.parameters() if p.requires_grad):
             for name, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{i}.{name}"] = value.detach().cpu().contiguous()
         tensors["generator"] = self.generator.get_state()
@@ -295,7 +298,7 @@ class _Checkpoint:
                     parameter.copy_(file.get_tensor(f"parameter.{name}"))
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(file.get_tensor(f"buffer.{name}"))
-            for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
+            for i, parameter in enumerate(p for p in self.module.parameters() if p.requires_grad):
                 found = [k for k in file.keys() if k.startswith(f"optimizer.{i}.")]  # noqa: SIM118 (no mapping)
                 # the kernel that steps all parameters at once has Adam's step count on the device, torch's other ways on the CPU
                 on_device = {k for k in found if not k.endswith(".step") or self.optimizer.param_groups[0].get("fused")}

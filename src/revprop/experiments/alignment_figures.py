@@ -102,7 +102,8 @@ def on(data: str, scale: str) -> AlignmentImages:
 
     Args:
         data: "mnist", "cifar10", "celeba" or "stl10". scale: "paper": the paper's networks, all images; "reduced": an eighth of
-            the hidden neurons, half of the channels, ten times the learning rate, at most 10,000 images; "smoke": tiny networks
+            the hidden neurons, half of the channels, ten times the learning rate (not of generators and discriminators), at most
+            10,000 images; "smoke": tiny networks
             on made images.
 
     Raises:

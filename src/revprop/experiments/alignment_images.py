@@ -26,7 +26,7 @@ from revprop.alignment import (
     frechet_distance,
     paper_model,
 )
-from revprop.experiments.alignment_training import AdamWith, train_generative
+from revprop.experiments.alignment_training import AdamWith, adversarial_rates, train_generative
 from revprop.experiments.baseline import Baseline, load_baseline, load_baseline_data, load_split, save_weights
 from revprop.graph import trace
 from revprop.networks.feature_alignment import PAPER
@@ -50,7 +50,8 @@ class AlignmentImages:
 
     Attributes:
         classifier: a network trained on the data set, which judges images in [0, 1]. models, seeds: which, and how often.
-        sizes: of the networks, alike for all. preset: of the settings; learning_rate: another than its own, 0 for that.
+        sizes: of the networks, alike for all. preset: of the settings; learning_rate: another than its own for all but generators
+            and discriminators, 0 for its own.
         epochs: of ``samples`` training images. images: so many reconstructions and samples are measured, against as many real
             test images. reduced: what differs from the published setting.
         training: another data set of the same size to train on, whose labels are not looked at, "" for the classifier's.
@@ -78,7 +79,8 @@ def settings(scale: str, seeds: int | None = None) -> AlignmentImages:
 
     Args:
         scale: "paper": the paper's networks, its published code's settings, all images (for a GPU); "reduced": an eighth of the
-            hidden neurons, half of the channels, ten times the learning rate, for all models alike; "smoke": scikit-learn's digits.
+            hidden neurons, half of the channels, for all models alike, and ten times the learning rate, but for generators and
+            discriminators; "smoke": scikit-learn's digits.
         seeds: so many runs of each model.
 
     Raises:
@@ -128,7 +130,8 @@ def measure(study: AlignmentImages, name: str, seed: int, folder: Path, device: 
     training = Training(
         study.epochs, chosen.batch_size, rate, seed, device, checkpoint=checkpoint, recipe=AdamWith(betas=chosen.betas)
     )
-    history = train_generative(model, (chosen.clamp(x), y), training, key)
+    rates = adversarial_rates(model, chosen.learning_rate) if study.learning_rate else None
+    history = train_generative(model, (chosen.clamp(x), y), training, key, rates=rates)
     found = cast("Any", model.cpu())
     back = torch.cat([found.reconstruct(part) for part in real.split(500)])
     result: dict[str, Any] = {

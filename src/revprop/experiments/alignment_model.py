@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from revprop.alignment import AlignmentSettings, Sizes, Trainable, between, paper_model
 from revprop.datasets import ImageData, Split
-from revprop.experiments.alignment_training import AdamWith, train_generative
+from revprop.experiments.alignment_training import AdamWith, adversarial_rates, train_generative
 from revprop.experiments.baseline import save_weights
 from revprop.networks import load_weights
 from revprop.runs import Row, RunStore
@@ -31,7 +31,8 @@ class AlignmentModel:
     Attributes:
         model: a name in :data:`revprop.alignment.MODELS`. data: a name or a path. hidden, width, latent: of its networks.
         by_class: whether vfa and vfa-gan get a layer that tells the classes. preset: of the settings; learning_rate: another
-            than its own, 0 for that. samples: train on so many images, 0 for all. seed: of all that is drawn.
+            than its own for all but generators and discriminators, 0 for its own. samples: train on so many images, 0 for all.
+            seed: of all that is drawn.
     """
 
     model: str
@@ -118,7 +119,9 @@ def _trained(chosen: AlignmentModel, split: Split, folder: Path, device: str, pr
         progress=progress,
         recipe=AdamWith(betas=preset.betas),
     )
-    history = train_generative(model, (pixels(train, chosen.preset), train.labels), training, chosen.settings())
+    rates = adversarial_rates(model, preset.learning_rate) if chosen.learning_rate else None
+    x_train = pixels(train, chosen.preset)
+    history = train_generative(model, (x_train, train.labels), training, chosen.settings(), rates=rates)
     x = pixels(split.test, chosen.preset)[:MEASURED]
     back = cast("Trainable", model.cpu()).reconstruct(x)
     save_weights(model, chosen.weights(folder))

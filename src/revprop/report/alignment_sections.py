@@ -164,6 +164,8 @@ def _images(rows: Sequence[Row], draw: bool) -> Section:
     seeds = sorted({row["settings"]["seed"] for row in rows})
     shown = [row for row in rows if row["settings"]["seed"] == seeds[0]]
     text = f"Settings: {settings['preset']}, {settings['epochs']} epochs. {_sentence(settings['reduced'])}"
+    if settings["learning_rate"] and {"gan", "vfa-gan"} & set(models):
+        text += " Generators and discriminators keep the published learning rate."
     few = settings["sizes"]["latent"] == 2
     return Section(
         f"Feature alignment on {settings['data']}{', two latent variables' if few else ''}",
