@@ -40,18 +40,20 @@ AVERAGED = ("figure15", "table2")  # over three runs; the others show pictures o
 @dataclass(frozen=True)
 class _On:
     """A data set of the paper: names to look for, and what to say of each; the network that judges images; a data set of that
-    shape to try a program out; the weight of the perceptual loss where the paper gives another; what else to train on."""
+    shape to try a program out; the weight of the perceptual loss where the paper gives another; what else to train on; how many
+    epochs a reduced run has, more where images are few."""
 
     names: dict[str, str]
     judge: str
     made: str
     perceptual: float | None = None
     training: str = ""
+    epochs: int = 10
 
 
 DATA = {
     "cifar10": _On({"cifar10": "", "cifar10-jpeg": "JPEG images"}, "cifar10", "made:cifar10", 0.0),
-    "celeba": _On({"celeba": "", "celeba64": "a thousand faces"}, "vgg-small", "made:tiny-imagenet", 1.0),
+    "celeba": _On({"celeba": "", "celeba64": "a thousand faces"}, "vgg-small", "made:tiny-imagenet", 1.0, epochs=100),
     "stl10": _On({"stl10": ""}, "vgg-small", "made:tiny-imagenet", training="stl10-unlabelled"),
 }
 
@@ -102,7 +104,7 @@ def on(data: str, scale: str) -> AlignmentImages:
 
     Args:
         data: "mnist", "cifar10", "celeba" or "stl10". scale: "paper": the paper's networks, all images; "reduced": an eighth of
-            the hidden neurons, half of the channels, ten times the learning rate (not of generators and discriminators), at most
+            the hidden neurons, half of the channels, three times the learning rate (not of generators and discriminators), at most
             10,000 images; "smoke": tiny networks
             on made images.
 
@@ -135,11 +137,13 @@ def on(data: str, scale: str) -> AlignmentImages:
     words = [
         here.names[found],
         "the labelled images instead of the unlabelled" if here.training else "",
-        f"{sizes.hidden} hidden neurons, 16 channels, a learning rate of 0.001, 10 epochs of at most 10,000 images",
+        f"{sizes.hidden} hidden neurons, 16 channels, a learning rate of 0.0003, {here.epochs} epochs of at most 10,000 images",
         "at most 1,000 images measured",
     ]
     said = ", ".join(word for word in words if word)
-    return replace(study, sizes=sizes, learning_rate=1e-3, epochs=10, samples=10_000, images=1000, reduced=said)
+    return replace(
+        study, sizes=sizes, learning_rate=3e-4, epochs=here.epochs, samples=10_000, images=1000, reduced=said
+    )
 
 
 def _at_hand(here: _On) -> str:

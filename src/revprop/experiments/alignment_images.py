@@ -79,7 +79,7 @@ def settings(scale: str, seeds: int | None = None) -> AlignmentImages:
 
     Args:
         scale: "paper": the paper's networks, its published code's settings, all images (for a GPU); "reduced": an eighth of the
-            hidden neurons, half of the channels, for all models alike, and ten times the learning rate, but for generators and
+            hidden neurons, half of the channels, for all models alike, and three times the learning rate, but for generators and
             discriminators; "smoke": scikit-learn's digits.
         seeds: so many runs of each model.
 
@@ -96,10 +96,10 @@ def settings(scale: str, seeds: int | None = None) -> AlignmentImages:
     if scale == "paper":
         return AlignmentImages(seeds=chosen)
     if scale == "reduced":
-        words = "512 hidden neurons, 16 channels, a learning rate of 0.001, 10 epochs of 20,000 images, 2,000 images measured"
+        words = "512 hidden neurons, 16 channels, a learning rate of 0.0003, 10 epochs of 20,000 images, 1,000 images measured"
         sizes = Sizes(PAPER["mnist"].shape, 512, 16, classes=10, refiner=16)
         return AlignmentImages(
-            sizes=sizes, seeds=chosen, learning_rate=1e-3, epochs=10, samples=20_000, images=2000, reduced=words
+            sizes=sizes, seeds=chosen, learning_rate=3e-4, epochs=10, samples=20_000, images=1000, reduced=words
         )
     digits = Baseline("digits", "digits", 10, 64, mean=(0.0,), std=(1.0,))
     sizes = Sizes((1, 8, 8), 32, 4, 8, 10, refiner=4)
