@@ -415,6 +415,21 @@ def test_targets_with_many_outputs_are_met_behind_a_convolution() -> None:
     torch.testing.assert_close(norm(rec["1"] - rec.recorded["1"]), norm(step), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("outputs", [20, 70])
+def test_a_target_is_met_from_features_of_zeros(outputs: int) -> None:
+    """Zeros set no scale for the first step; and many outputs, some of which hardly change, are met all the same."""
+    torch.manual_seed(3)
+    act = nn.LeakyReLU(0.3)
+    net = nn.Sequential(nn.Linear(300, 240), act, nn.Linear(240, 200), act, nn.Linear(200, outputs)).double()
+    with torch.no_grad():
+        net[4].weight.mul_(torch.logspace(0, -1, outputs, dtype=F64)[:, None])
+    zeros = torch.zeros(4, 300, dtype=F64)
+    target = net(torch.rand(4, 300, dtype=F64)).detach()
+    rec = revprop.reconstruct(net, zeros, target=target, to="input")
+    assert bool(rec.certificates["input"].reached.all())
+    assert bool((norm(net(rec["input"]) - target) <= 1e-3 * norm(net(zeros) - target)).all())
+
+
 def test_images_reach_another_label_through_a_residual_network() -> None:
     net = lively("resnet20")
     x = torch.randn(4, 3, 32, 32)

@@ -356,6 +356,28 @@ def test_least_squares_and_its_dual_in_any_shapes(rows: int, columns: int) -> No
     torch.testing.assert_close((matrix.mT @ y.unsqueeze(2)).view(4, 3, 2, 2), x, rtol=1e-9, atol=1e-9)
 
 
+def test_least_squares_within_a_radius() -> None:
+    """As far as the radius; nearer to the solution than steepest descent gets; the whole of it where there is room."""
+    matrix, b = torch.randn(3, 8, 12, dtype=F64), torch.randn(3, 8, dtype=F64)
+
+    def apply(v: torch.Tensor) -> torch.Tensor:
+        return (matrix @ v.unsqueeze(2)).squeeze(2)
+
+    def adjoint(v: torch.Tensor) -> torch.Tensor:
+        return (matrix.mT @ v.unsqueeze(2)).squeeze(2)
+
+    whole, _ = least_squares_and_dual(apply, adjoint, b)
+    radius = whole.norm(dim=1) * torch.tensor([0.3, 0.8, 2.0], dtype=F64)
+    x, y = least_squares_and_dual(apply, adjoint, b, radius=radius)
+    torch.testing.assert_close(x.norm(dim=1)[:2], radius[:2], rtol=1e-12, atol=0)
+    torch.testing.assert_close(x[2], whole[2], rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(adjoint(y), x, rtol=1e-9, atol=1e-9)
+    slope = adjoint(b)
+    length = slope.norm(dim=1).square() / apply(slope).norm(dim=1).square()
+    descent = torch.minimum(length, radius / slope.norm(dim=1))[:, None] * slope
+    assert ((b - apply(x)).norm(dim=1) <= (b - apply(descent)).norm(dim=1) + 1e-12).all()
+
+
 # -- networks --------------------------------------------------------------------------------------------------------
 
 

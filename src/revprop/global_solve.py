@@ -196,9 +196,7 @@ class _Search:
     def run(self) -> None:
         todo = torch.arange(len(self.recorded), device=self.recorded.device)
         for k in range(self.options.steps + 1):
-            todo = self._advance(todo, k, last=k == self.options.steps)
-            if not len(todo):
-                return
+            todo = self._advance(todo, k, last=k == self.options.steps) if len(todo) else todo
 
     def _advance(self, todo: Tensor, k: int, last: bool) -> Tensor:
         """Evaluates the current points, keeps the best, and moves those that go on; returns which those are."""
@@ -309,8 +307,10 @@ class _Search:
             return torch.autograd.grad(pulled, probe, v, retain_graph=True)[0]
 
         away = self._away(todo, x.detach(), k).view(x.shape)
+        # where many outputs are wanted, directions that change them little are not followed far
+        radius = None if goal.labels is not None else torch.where(self.pulled[todo], torch.inf, self.trust[todo])
         missing = normal((wanted - outputs).detach()) + forward(away)
-        change, dual = least_squares_and_dual(forward, transposed, missing, 1e-3 * self.options.tolerance, limit=200)
+        change, dual = least_squares_and_dual(forward, transposed, missing, 1e-3 * self.options.tolerance, 200, radius)
         if goal.labels is not None:
             pull = by_sample(normal(dual))
             # in the outputs' units: a constraint that pulled is kept until it holds by about as much as was missing
@@ -329,9 +329,12 @@ class _Search:
 
     def _step(self, at: Tensor, x: Tensor, step: Tensor) -> None:
         length = step.norm(dim=1)
+        # recorded features of zeros set no scale: the first step does, which is halved where it goes too far
+        scaled = (self.taken[at] > 0) | (self.size[at] > torch.finfo(length.dtype).eps * length)
+        self.trust[at] = torch.where(scaled, self.trust[at], length)
         shrink = (self.trust[at] / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1.0)
         # a step that the trust region cut and that helped may be longer next time
-        self.trust[at] = torch.where(shrink < 1, 1.5 * self.trust[at], self.trust[at])
+        self.trust[at] = torch.where(length > 0.999 * self.trust[at], 1.5 * self.trust[at], self.trust[at])
         step = (step * shrink[:, None]).view(x.shape)
         self.last_step[at] = step
         self.x[at] = x + step

@@ -54,9 +54,18 @@ def least_squares(
 
 
 def least_squares_and_dual(
-    apply: Operator, adjoint: Operator, b: Tensor, tolerance: float | None = None, limit: int = 2000
+    apply: Operator,
+    adjoint: Operator,
+    b: Tensor,
+    tolerance: float | None = None,
+    limit: int = 2000,
+    radius: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same ``x``, and a ``y`` with ``x = adjoint(y)``: how hard each equation pulls.
+
+    Args:
+        radius: (n,): where the norm of x, which grows from step to step, reaches it, the search ends (Steihaug, 1983): directions
+            in which little is gained are left out first.
 
     >>> least_squares_and_dual(lambda x: 2 * x, lambda y: 2 * y, torch.ones(1, 2))
     (tensor([[0.5000, 0.5000]]), tensor([[0.2500, 0.2500]]))
@@ -72,6 +81,12 @@ def least_squares_and_dual(
             break
         q = apply(p)
         length = torch.where(going, gamma / _dot(q, q), 0.0).nan_to_num(0.0, 0.0, 0.0)
+        if radius is not None:
+            slope, size = _dot(x, p), _dot(p, p)
+            room = (radius.square() - _dot(x, x)).clamp_min(0.0)
+            longest = (room / (slope + (slope.square() + size * room).sqrt())).nan_to_num(torch.inf)  # inf: no bound
+            goal = torch.where(length > longest, torch.inf, goal)
+            length = torch.minimum(length, longest)
         x, y, r = x + _like(length, x) * p, y + _like(length, y) * pull, r - _like(length, r) * q
         s = adjoint(r)
         new = _dot(s, s)
