@@ -151,7 +151,7 @@ def test_the_paper_s_orders_are_counted_run_by_run() -> None:
         "images": 10,
         "preset": "paper",
     }
-    about |= {"epochs": 1, "reduced": "", "sizes": {"latent": 8}}
+    about |= {"epochs": 1, "reduced": "", "sizes": {"latent": 8}, "learning_rate": 0.0}
     distances = {"ae": [None] * 3, "vae": [1.0, 1.0, 3.0], "gan": [4.0, 4.0, 4.0], "vfa": [2.0, 2.0, 2.0]}
     rows = [
         {

@@ -45,7 +45,9 @@ def alignment_sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
     for row in rows:
         kind = str(row["settings"].get("kind"))
         if kind in SECTIONS:
-            study = {k: v for k, v in row["settings"].items() if k not in ("way", "seed", "model", "device")}
+            study = {
+                k: v for k, v in row["settings"].items() if k not in ("way", "seed", "model", "device", "perceptual")
+            }
             groups.setdefault(json.dumps(study, sort_keys=True), []).append(row)
     found = [SECTIONS[str(group[0]["settings"]["kind"])](group, draw) for group in groups.values()]
     return [*_across(list(groups.values()), draw), *found]
@@ -166,6 +168,8 @@ def _images(rows: Sequence[Row], draw: bool) -> Section:
     text = f"Settings: {settings['preset']}, {settings['epochs']} epochs. {_sentence(settings['reduced'])}"
     if settings["learning_rate"] and {"gan", "vfa-gan"} & set(models):
         text += " Generators and discriminators keep the published learning rate."
+    for weight in {row["settings"].get("perceptual") for row in by_model.get("vfa-gan", ())} - {None}:
+        text += f" VFA-GAN's perceptual loss weighs {weight:g}."
     few = settings["sizes"]["latent"] == 2
     return Section(
         f"Feature alignment on {settings['data']}{', two latent variables' if few else ''}",
