@@ -80,8 +80,7 @@ def settings(scale: str, seeds: int | None = None) -> AlignmentImages:
     Args:
         scale: "paper": the paper's networks, its published code's settings, all images (for a GPU); "reduced": an eighth of the
             hidden neurons, half of the channels, for all models alike, three times the learning rate, but for generators and
-            discriminators, and the perceptual loss in full: with a hundredth of it, as published for MNIST, generators end with
-            black images in so few steps; "smoke": scikit-learn's digits.
+            discriminators; "smoke": scikit-learn's digits.
         seeds: so many runs of each model.
 
     Raises:
@@ -107,7 +106,6 @@ def settings(scale: str, seeds: int | None = None) -> AlignmentImages:
             samples=20_000,
             images=1000,
             reduced=words,
-            perceptual=1.0,
         )
     digits = Baseline("digits", "digits", 10, 64, mean=(0.0,), std=(1.0,))
     sizes = Sizes((1, 8, 8), 32, 4, 8, 10, refiner=4)
