@@ -130,6 +130,7 @@ def _sizes(rows: Sequence[Row], draw: bool) -> Section:
 
 def _images(rows: Sequence[Row], draw: bool) -> Section:
     settings = rows[0]["settings"]
+    rows = sorted(rows, key=_by_name)  # not in the order they were finished in
     models = list(dict.fromkeys(row["settings"]["model"] for row in rows))
     by_model = {name: [row for row in rows if row["settings"]["model"] == name] for name in models}
     judge = f"{settings['judge']['network']}, trained on {settings['data']}"
@@ -180,6 +181,10 @@ def _images(rows: Sequence[Row], draw: bool) -> Section:
     )
 
 
+def _by_name(row: Row) -> tuple[int, int]:
+    return list(NAMES).index(row["settings"]["model"]), row["settings"]["seed"]
+
+
 def _drawn(rows: Sequence[Row]) -> list[Figure]:
     """What the rows of one data set and seed have pictures of."""
     planes = [latent_plane(row) for row in rows if "plane" in row]
@@ -203,7 +208,7 @@ def _across(groups: Sequence[Sequence[Row]], draw: bool) -> list[Section]:
         if settings["kind"] == "alignment-images" and settings["sizes"]["latent"] != 2:
             others = sum(name.startswith(settings["data"]) for name in by_data)
             by_model = by_data.setdefault(settings["data"] + (f" ({others + 1})" if others else ""), {})
-            for row in group:
+            for row in sorted(group, key=_by_name):
                 by_model.setdefault(row["settings"]["model"], []).append(row)
     if len(by_data) < 2:
         return []
