@@ -463,4 +463,7 @@ def test_the_page_holds_the_figures_with_their_labels(evolved, last_layer, stage
             assert figure_to_svg(figure) == figure_to_svg(figure)
     assert text.count("<img") == 5
     undrawn = sections([*evolved[2], *last_layer, *staged[2], *both_networks(0, 1)], draw=False)
-    assert [replace(section, figures=[]) for section in found] == undrawn
+    for drawn, bare in zip(found, undrawn, strict=True):  # what explains a figure alone is left out with it
+        assert replace(drawn, figures=[], reading="") == replace(bare, reading="")
+        assert bare.reading
+        assert drawn.reading.endswith(bare.reading)
