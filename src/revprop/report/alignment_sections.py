@@ -158,7 +158,7 @@ def _images(rows: Sequence[Row], draw: bool) -> Section:
     columns = ["model", "runs", "parameters (millions)", "|x - reconstruction|^2", "told right (%)"]
     columns += ["Frechet, reconstructions", "Frechet, samples", "FID published", "seconds of an epoch"]
     note = (
-        f"Mean and standard deviation over the runs, over {settings['images']:,} test images. Told right: of the reconstructions, "
+        f"Mean and standard deviation over the runs, over up to {settings['images']:,} test images. Told right: of the reconstructions, "
         f"by {judge}, which gets {100 * first['accuracy_real']:.1f} % of real ones right. Frechet: distance in the features in "
         f"front of its last layer, not Inception's: no FID, and comparable within this table only; "
         f"{three_digits(first['frechet_real'])} between two halves of the real images (half as many: it is biased upwards)."
