@@ -46,8 +46,8 @@ class _Train:
     preset: Literal["paper", "published-code"] = "published-code"
     """Settings as the paper's text has them, or its published code; what differs is printed."""
     learning_rate: float | None = None
-    """The preset's where not given, which is for long training: 1e-3 suits short ones. Generators and discriminators keep the
-    preset's: at 1e-3 they end with black images."""
+    """The preset's where not given, which is for long training: 3e-4 suits short ones. Generators and discriminators keep the
+    preset's."""
     epochs: int = 10
     samples: int = 0
     """Train on so many images; 0 for all."""

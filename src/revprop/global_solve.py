@@ -130,14 +130,8 @@ def solve(
     dtype = recorded.dtype
     if outputs.dtype != dtype:  # a network that changes precision behind the layer
         target = None if goal.target is None else goal.target.to(dtype)
-        found = solve(
-            lambda *values: suffix(*values).to(dtype),
-            recorded,
-            held,
-            outputs.to(dtype),
-            replace(goal, target=target),
-            options,
-        )
+        goal = replace(goal, target=target)
+        found = solve(lambda *v: suffix(*v).to(dtype), recorded, held, outputs.to(dtype), goal, options)
         return replace(found, outputs=found.outputs.to(outputs.dtype))
     scale = (
         torch.finfo(dtype).eps ** 0.75 * by_sample(outputs).abs().amax(1).clamp_min(1.0)
@@ -196,7 +190,9 @@ class _Search:
     def run(self) -> None:
         todo = torch.arange(len(self.recorded), device=self.recorded.device)
         for k in range(self.options.steps + 1):
-            todo = self._advance(todo, k, last=k == self.options.steps) if len(todo) else todo
+            todo = self._advance(todo, k, last=k == self.options.steps)
+            if not len(todo):
+                return
 
     def _advance(self, todo: Tensor, k: int, last: bool) -> Tensor:
         """Evaluates the current points, keeps the best, and moves those that go on; returns which those are."""

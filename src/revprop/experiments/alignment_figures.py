@@ -53,7 +53,9 @@ class _On:
 
 DATA = {
     "cifar10": _On({"cifar10": "", "cifar10-jpeg": "JPEG images"}, "cifar10", "made:cifar10", 0.0),
-    "celeba": _On({"celeba": "", "celeba64": "a thousand faces"}, "tiny-imagenet", "made:tiny-imagenet", 1.0, epochs=50),
+    "celeba": _On(
+        {"celeba": "", "celeba64": "a thousand faces"}, "tiny-imagenet", "made:tiny-imagenet", 1.0, epochs=50
+    ),
     "stl10": _On({"stl10": ""}, "tiny-imagenet", "made:tiny-imagenet", training="stl10-unlabelled"),
 }
 

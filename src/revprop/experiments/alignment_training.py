@@ -35,7 +35,7 @@ class AdamWith(Recipe):
 
 
 def adversarial_rates(model: nn.Module, rate: float) -> dict[str, float]:
-    """A learning rate of their own for the parts that contend: a multiple of the published one drives generators to black images.
+    """A learning rate of their own for the parts that contend: what shortens an encoder's training does not shorten theirs.
 
     >>> from revprop.alignment import GAN
     >>> adversarial_rates(GAN(nn.Linear(2, 4), nn.Linear(4, 1), 2), 1e-4)

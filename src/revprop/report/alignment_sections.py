@@ -42,7 +42,7 @@ def alignment_sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
     []
     """
     groups: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=_by_name):  # not in the order they were finished in
         kind = str(row["settings"].get("kind"))
         if kind in SECTIONS:
             study = {
@@ -130,7 +130,6 @@ def _sizes(rows: Sequence[Row], draw: bool) -> Section:
 
 def _images(rows: Sequence[Row], draw: bool) -> Section:
     settings = rows[0]["settings"]
-    rows = sorted(rows, key=_by_name)  # not in the order they were finished in
     models = list(dict.fromkeys(row["settings"]["model"] for row in rows))
     by_model = {name: [row for row in rows if row["settings"]["model"] == name] for name in models}
     judge = f"{settings['judge']['network']}, trained on {settings['data']}"
@@ -158,9 +157,9 @@ def _images(rows: Sequence[Row], draw: bool) -> Section:
     columns = ["model", "runs", "parameters (millions)", "|x - reconstruction|^2", "told right (%)"]
     columns += ["Frechet, reconstructions", "Frechet, samples", "FID published", "seconds of an epoch"]
     note = (
-        f"Mean and standard deviation over the runs, over up to {settings['images']:,} test images. Told right: of the reconstructions, "
-        f"by {judge}, which gets {100 * first['accuracy_real']:.1f} % of real ones right. Frechet: distance in the features in "
-        f"front of its last layer, not Inception's: no FID, and comparable within this table only; "
+        f"Mean and standard deviation over the runs, over up to {settings['images']:,} test images. Told right: of the "
+        f"reconstructions, by {judge}, which gets {100 * first['accuracy_real']:.1f} % of real ones right. Frechet: distance in "
+        "the features in front of its last layer, not Inception's: no FID, and comparable within this table only; "
         f"{three_digits(first['frechet_real'])} between two halves of the real images (half as many: it is biased upwards)."
     )
     tables = [Table("Reconstructions and samples", columns, lines, note), *_closed_loops(by_model)]
@@ -181,8 +180,9 @@ def _images(rows: Sequence[Row], draw: bool) -> Section:
     )
 
 
-def _by_name(row: Row) -> tuple[int, int]:
-    return list(NAMES).index(row["settings"]["model"]), row["settings"]["seed"]
+def _by_name(row: Row) -> int:
+    name = row["settings"].get("model")
+    return list(NAMES).index(name) if name in NAMES else -1
 
 
 def _drawn(rows: Sequence[Row]) -> list[Figure]:
@@ -208,7 +208,7 @@ def _across(groups: Sequence[Sequence[Row]], draw: bool) -> list[Section]:
         if settings["kind"] == "alignment-images" and settings["sizes"]["latent"] != 2:
             others = sum(name.startswith(settings["data"]) for name in by_data)
             by_model = by_data.setdefault(settings["data"] + (f" ({others + 1})" if others else ""), {})
-            for row in sorted(group, key=_by_name):
+            for row in group:
                 by_model.setdefault(row["settings"]["model"], []).append(row)
     if len(by_data) < 2:
         return []
