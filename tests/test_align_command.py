@@ -45,7 +45,7 @@ def test_what_training_says(trained: Path, capsys: pytest.CaptureFixture[str]) -
     assert "settings: published-code. Where paper differs:" in said
     assert "  output: sigmoid (paper: None)" in said
     assert "  learning_rate: 0.0001 (paper: 1e-05)" in said
-    assert "but a learning rate of 0.002" in said
+    assert "  but learning_rate: 0.002, as asked for" in said
     assert "32 hidden neurons, 4 channels (published: 4096, 32)" in said
     assert f"next: revprop align interpolate --model fa --out {trained}" in said
     (row,) = (row for row in RunStore(trained / "rows").rows() if row["settings"]["model"] == "fa")
@@ -148,6 +148,10 @@ WRONG = {
     "data": (["train", "--model", "vfa", "--data", "mnits"], "unknown data set 'mnits'; did you mean"),
     "hidden": (["train", "--model", "vfa", "--data", "digits", "--hidden", "0"], "hidden: expected at least 1"),
     "rate": (["train", "--model", "vfa", "--data", "digits", "--learning-rate", "0"], "expected a positive number"),
+    "generator rate": (
+        ["train", "--model", "gan", "--data", "digits", "--generator-rate", "0"],
+        "generator_rate: expected a positive number, given 0",
+    ),
     "samples": (["train", "--model", "vfa", "--data", "digits", "--samples", "-1"], "or 0 for all, given -1"),
 }
 

@@ -87,7 +87,11 @@ def test_figures_share_their_rows() -> None:
     assert keys("figure8") < keys("figure7") < whole
     assert keys("figure12") < keys("figure11") < keys("figure15")
     assert not keys("figure6") & whole
-    assert not {"training", "perceptual"} & set(alignment_images._key(mnist, "vfa", 0))  # earlier rows are found
+    of_some = {"training", "perceptual", "generator_rate"}
+    assert not of_some & set(alignment_images._key(mnist, "vfa", 0))
+    assert of_some & set(alignment_images._key(mnist, "gan", 0)) == {"generator_rate"}
+    assert of_some & set(alignment_images._key(mnist, "vfa-gan", 0)) == {"perceptual", "generator_rate"}
+    assert "refiner" not in alignment_images._key(mnist, "gan", 0)["sizes"]
 
 
 @pytest.fixture(scope="module")

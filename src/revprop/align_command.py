@@ -46,8 +46,11 @@ class _Train:
     preset: Literal["paper", "published-code"] = "published-code"
     """Settings as the paper's text has them, or its published code; what differs is printed."""
     learning_rate: float | None = None
-    """The preset's where not given, which is for long training: 3e-4 suits short ones. Generators and discriminators keep the
-    preset's."""
+    """The preset's where not given, which is for long training: 3e-4 suits short ones."""
+    generator_rate: float | None = None
+    """gan, vfa-gan: the generator's learning rate, where not the same: 1e-3 suits short training."""
+    perceptual: float | None = None
+    """vfa-gan: the weight of the perceptual loss, the preset's where not given: 0.01 suits short training."""
     epochs: int = 10
     samples: int = 0
     """Train on so many images; 0 for all."""
@@ -57,8 +60,10 @@ class _Train:
     device: str = "auto"
 
     def run(self) -> None:
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: expected a positive number, given {self.learning_rate}")
+        for name in ("learning_rate", "generator_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not rate > 0:
+                raise ValueError(f"{name}: expected a positive number, given {rate}")
         chosen = AlignmentModel(
             self.model,
             self.data,
@@ -68,12 +73,14 @@ class _Train:
             self.by_class,
             _stored(self.preset),
             self.learning_rate or 0.0,
+            self.generator_rate or 0.0,
+            self.perceptual,
             self.epochs,
             self.samples,
             self.seed,
         )
         split = load_split(self.data, self.out)
-        _say(*_preset_lines(self.preset, self.learning_rate), *_size_lines(self, split.train))
+        _say(*_preset_lines(self), *_size_lines(self, split.train))
         row = alignment_model.run(chosen, split, self.out, self.device, progress=True)
         losses = ", ".join(f"{name} {value:.3g}" for name, value in row["losses"].items())
         _say(
@@ -198,23 +205,26 @@ def _stored(preset: str) -> str:
     return preset.replace("-", "_")
 
 
-def _preset_lines(preset: str, learning_rate: float | None) -> list[str]:
-    here, other = (AlignmentSettings.named(_stored(name)) for name in (preset, PRESETS[preset]))
-    lines = [f"settings: {preset}. Where {PRESETS[preset]} differs:"]
-    lines += [f"  {name}: {mine} ({PRESETS[preset]}: {its})" for name, mine, its in here.differences(other)]
-    if learning_rate is not None:
-        kept = f"(generators and discriminators: {here.learning_rate:g})"
-        lines.append(f"  but a learning rate of {learning_rate:g}, as asked for {kept}")
+def _preset_lines(train: _Train) -> list[str]:
+    other = PRESETS[train.preset]
+    here, there = (AlignmentSettings.named(_stored(name)) for name in (train.preset, other))
+    lines = [f"settings: {train.preset}. Where {other} differs:"]
+    lines += [f"  {name}: {mine} ({other}: {its})" for name, mine, its in here.differences(there)]
+    asked = {name: getattr(train, name) for name in ("learning_rate", "generator_rate", "perceptual")}
+    lines += [f"  but {name}: {value:g}, as asked for" for name, value in asked.items() if value is not None]
     return lines
 
 
 def _size_lines(train: _Train, images: ImageData) -> list[str]:
-    """What the networks lack of the published size."""
+    """What the networks lack of the published size, and have besides."""
     alike = [size for size in feature_alignment.PAPER.values() if size.shape == tuple(images.images.shape[1:])]
     published = alike[0].hidden if alike else 4096
-    if (train.hidden, train.width) == (published, 32):
-        return []
-    return [f"networks: {train.hidden} hidden neurons, {train.width} channels (published: {published}, 32)"]
+    said = []
+    if (train.hidden, train.width) != (published, 32):
+        said.append(f"networks: {train.hidden} hidden neurons, {train.width} channels (published: {published}, 32)")
+    if train.model == "gan":
+        said.append("the generator has batch norm behind each layer (published: none)")
+    return said
 
 
 def _next_steps(model: str, out: Path) -> list[str]:

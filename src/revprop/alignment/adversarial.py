@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from revprop.alignment.constraint import clamp_weights
 from revprop.alignment.encoder import half_squares
-from revprop.alignment.variational import VariationalFeatureAligned
+from revprop.alignment.variational import VariationalFeatureAligned, between, one_hot
 from revprop.errors import near_matches
 
 __all__ = ["CONTESTS", "Contest", "FeatureAlignedGAN"]
 
 ContestName = Literal["least-squares", "wasserstein"]
+Fakes = Literal["reconstructions", "samples"]
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,24 @@ class FeatureAlignedGAN(nn.Module):
 
     The encoder minimises what it does by itself. With ``r`` the inverted image, the generator minimises
 
-        contest(D(G(r))) + perceptual * (1/2 |mean(x) - mean(G(r))|^2 + 1/2 |variance(x) - variance(G(r))|^2),
+        contest(D(G(r))) + perceptual * (|mean(x) - mean(G(r))|^2 + |variance(x) - variance(G(r))|^2),
 
     mean and variance being the encoder's; no gradient of it reaches the encoder. All are stepped at once, from the same batch.
 
     Args:
         encoder: :class:`VariationalFeatureAligned`. generator: images to images of the same shape. discriminator: images to a
             score each, (n, 1). contest: "least-squares" or "wasserstein". perceptual: lambda.
+        by_class: whether the generator is called with the class part of the code, (n, classes), behind the images.
+        fakes: what the discriminator is shown as generated: "reconstructions" (Equation 8) or "samples" of the batch's classes,
+            as the published code does; what is sampled in the end has then been judged in training.
 
     Raises:
-        ValueError: an unknown contest, a negative weight.
+        ValueError: an unknown contest or kind of fakes, a negative weight, ``by_class`` with an encoder that has no classes.
+
+    >>> trunk = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.LeakyReLU())
+    >>> encoder = VariationalFeatureAligned(trunk, 2, (1, 4, 4))
+    >>> FeatureAlignedGAN(encoder, nn.Conv2d(1, 1, 3, padding=1), nn.Sequential(nn.Flatten(), nn.Linear(16, 1))).sample(5).shape
+    torch.Size([5, 1, 4, 4])
     """
 
     def __init__(
@@ -75,22 +84,37 @@ class FeatureAlignedGAN(nn.Module):
         discriminator: nn.Module,
         contest: ContestName = "least-squares",
         perceptual: float = 0.01,
+        by_class: bool = False,
+        fakes: Fakes = "reconstructions",
     ) -> None:
         super().__init__()
         contest_of(contest)
         if not perceptual >= 0:
             raise ValueError(f"perceptual: expected a weight of at least 0, given {perceptual}")
+        if by_class and not encoder.classes:
+            raise ValueError("by_class: this encoder has no class layer: make it with classes=10, say")
+        if fakes not in get_args(Fakes):
+            raise ValueError(near_matches(fakes, get_args(Fakes), "kind of fakes"))
         self.encoder, self.generator, self.discriminator = encoder, generator, discriminator
-        self.contest, self.perceptual = contest, perceptual
+        self.contest, self.perceptual, self.by_class, self.fakes = contest, perceptual, by_class, fakes
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's mean and logarithm of the variance."""
         return self.encoder(x)
 
+    def improve(self, images: Tensor, z: Tensor) -> Tensor:
+        """What the generator makes of images inverted from the codes z, (n, latent) or (n, latent + classes)."""
+        return self.generator(images, z[:, self.encoder.latent :]) if self.by_class else self.generator(images)
+
+    @torch.no_grad()
+    def invert(self, z: Tensor, generator: torch.Generator | None = None, decoder: nn.Module | None = None) -> Tensor:
+        """What the generator makes of the images that the encoder, or a decoder of its, inverts z to."""
+        return self.improve(self.encoder.invert(z, generator) if decoder is None else decoder(z), z)
+
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """What the generator makes of the encoder's reconstruction."""
-        return self.generator(self.encoder.reconstruct(x))
+        return self.invert(self.encoder.aligned(x))
 
     @torch.no_grad()
     def sample(
@@ -103,13 +127,14 @@ class FeatureAlignedGAN(nn.Module):
         decoder: nn.Module | None = None,
     ) -> Tensor:
         """What the generator makes of the encoder's samples."""
-        return self.generator(self.encoder.sample(n, labels, emphasis, temperature, generator, decoder))
+        z = self.encoder.draw(n, labels, emphasis, temperature, generator)
+        return self.invert(z, generator, decoder)
 
     @torch.no_grad()
     def interpolate(self, first: Tensor, last: Tensor, count: int) -> Tensor:
         """What the generator makes of the encoder's interpolation: (n, count, *input_shape)."""
-        images = self.encoder.interpolate(first, last, count)
-        return self.generator(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        z = between(self.encoder.aligned(first), self.encoder.aligned(last), count)
+        return self.invert(z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Three optimizers' parameters: "encoder", "generator", "discriminator"."""
@@ -122,7 +147,7 @@ class FeatureAlignedGAN(nn.Module):
         """Of each part; the generator's terms are "adversarial" and "perceptual"."""
         x = batch[0]
         encoding, inverted = self.encoder.terms(batch, generator)
-        made = self.generator(inverted.detach())
+        made = self._made(inverted.detach(), batch)
         rules = contest_of(self.contest)
         terms = {"adversarial": rules.generator(self.discriminator(made))}
         if self.perceptual:
@@ -130,13 +155,27 @@ class FeatureAlignedGAN(nn.Module):
                 mean, log_variance = self.encoder(x)
             made_mean, made_log_variance = self.encoder(made)
             apart = half_squares(mean - made_mean) + half_squares(log_variance.exp() - made_log_variance.exp())
-            terms["perceptual"] = self.perceptual * apart
-        scores = rules.discriminator(self.discriminator(x), self.discriminator(made.detach()))
+            terms["perceptual"] = 2 * self.perceptual * apart
+        scores = rules.discriminator(
+            self.discriminator(x), self.discriminator(self._fake(made.detach(), batch, generator))
+        )
         return {
             "encoder": encoding,
             "generator": {"loss": torch.stack(list(terms.values())).sum(), **terms},
             "discriminator": {"loss": scores},
         }
+
+    def _made(self, inverted: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+        if not self.by_class:
+            return self.generator(inverted)
+        return self.generator(inverted, one_hot(batch[1], self.encoder.classes, inverted))
+
+    def _fake(self, made: Tensor, batch: tuple[Tensor, ...], generator: torch.Generator | None) -> Tensor:
+        """What the discriminator is shown: what was made of the reconstructions, or as many samples of the same classes."""
+        if self.fakes == "reconstructions":
+            return made
+        labels = batch[1] if self.encoder.classes else None
+        return self.sample(len(made), labels, generator=generator)
 
     def constrain(self) -> None:
         """Puts the encoder's weights back within their bound, and a critic's within its own."""

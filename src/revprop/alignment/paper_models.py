@@ -29,7 +29,8 @@ class Sizes:
     Attributes:
         shape: (c, h, w) of an image. hidden, width: as for :func:`revprop.networks.feature_alignment.trunk`. latent: variables.
         classes: of the class layer of variational encoders; 0 for none. mirrored: as for ``decoder``. kernels, refiner: kernels
-            and channels of the generator that improves images.
+            and channels of the generator that improves images, which is given the class where there are classes. normalised: batch
+            norm in a GAN's generator, as for ``decoder``.
     """
 
     shape: tuple[int, ...]
@@ -38,8 +39,9 @@ class Sizes:
     latent: int = 128
     classes: int = 0
     mirrored: bool = True
-    kernels: tuple[int, int, int] = (5, 3, 5)
+    kernels: tuple[int, int, int] = (3, 3, 3)
     refiner: int = 128
+    normalised: bool = False
 
     @classmethod
     def paper(cls, data: str) -> Sizes:
@@ -61,7 +63,8 @@ def paper_model(
 
     Args:
         name: "ae", "vae", "gan", "fa", "vfa", "vfa-gan" or "local". sizes: of its networks. settings: those of a preset.
-        seed: of all parameters. orthogonal: whether encoders and generators start from orthogonal weights, as the paper's do.
+        seed: of all parameters. orthogonal: whether encoders and generators start from orthogonal weights, as the paper's do;
+            discriminators as the settings say.
 
     Raises:
         ValueError: an unknown name.
@@ -76,7 +79,7 @@ def paper_model(
         model = MODELS[name](sizes, settings)
         if orthogonal:
             for part, module in model.named_children():
-                if part != "discriminator":
+                if part != "discriminator" or settings.orthogonal_discriminator:
                     orthogonal_weights(module)
     return model
 
@@ -89,8 +92,9 @@ def _encoder(sizes: Sizes) -> nn.Sequential:
     return networks.encoder(sizes.shape, sizes.latent, sizes.hidden, sizes.width)
 
 
-def _decoder(sizes: Sizes) -> nn.Sequential:
-    return networks.decoder(sizes.shape, sizes.latent, sizes.hidden, sizes.width, mirrored=sizes.mirrored)
+def _decoder(sizes: Sizes, batch_norm: bool = False) -> nn.Sequential:
+    options = {"mirrored": sizes.mirrored, "batch_norm": batch_norm}
+    return networks.decoder(sizes.shape, sizes.latent, sizes.hidden, sizes.width, **options)
 
 
 def _discriminator(sizes: Sizes) -> nn.Sequential:
@@ -105,9 +109,15 @@ def _vfa(sizes: Sizes, settings: AlignmentSettings) -> VariationalFeatureAligned
 
 
 def _vfa_gan(sizes: Sizes, settings: AlignmentSettings) -> FeatureAlignedGAN:
-    refiner = networks.refiner(sizes.shape[0], sizes.refiner, sizes.kernels)
+    refiner = networks.refiner(sizes.shape, sizes.refiner, sizes.kernels, sizes.classes)
     return FeatureAlignedGAN(
-        _vfa(sizes, settings), refiner, _discriminator(sizes), settings.contest, settings.perceptual
+        _vfa(sizes, settings),
+        refiner,
+        _discriminator(sizes),
+        settings.contest,
+        settings.perceptual,
+        sizes.classes > 0,
+        settings.fakes,
     )
 
 
@@ -119,7 +129,9 @@ def _local(sizes: Sizes, settings: AlignmentSettings) -> LocalFeatureAligned:
 MODELS: dict[str, Callable[[Sizes, AlignmentSettings], nn.Module]] = {
     "ae": lambda sizes, settings: AutoEncoder(_encoder(sizes), _decoder(sizes)),
     "vae": lambda sizes, settings: VAE(_trunk(sizes), sizes.hidden, sizes.latent, _decoder(sizes), settings.beta),
-    "gan": lambda sizes, settings: GAN(_decoder(sizes), _discriminator(sizes), sizes.latent, settings.contest),
+    "gan": lambda sizes, settings: GAN(
+        _decoder(sizes, sizes.normalised), _discriminator(sizes), sizes.latent, settings.contest
+    ),
     "fa": lambda sizes, settings: FeatureAligned(
         _encoder(sizes), sizes.shape, output=settings.output, **settings.inner()
     ),

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from revprop.alignment.adversarial import ContestName
+from revprop.alignment.adversarial import ContestName, Fakes
 from revprop.alignment.encoder import Init, Output
 from revprop.alignment.variational import Beta
 from revprop.errors import near_matches
@@ -23,10 +23,11 @@ class AlignmentSettings:
     Attributes:
         init: where r starts. output, local_output: what the last r goes through, in models trained as a whole and layer by layer.
         low, high: images are clamped to these. learning_rate, betas: Adam's. beta: of the divergence. perceptual: lambda of
-            Equation 7. contest: of generator and discriminator. latent, batch_size, steps, step_size, bound: as named elsewhere.
+            Equation 7. fakes: what the discriminator is shown. orthogonal_discriminator: whether it, too, starts from orthogonal
+            weights. contest: of generator and discriminator. latent, batch_size, steps, step_size, bound: as named elsewhere.
 
     >>> [name for name, _, _ in AlignmentSettings.paper().differences(AlignmentSettings.published_code())]
-    ['init', 'output', 'local_output', 'low', 'high', 'learning_rate', 'betas']
+    ['init', 'output', 'local_output', 'low', 'high', 'learning_rate', 'betas', 'perceptual', 'fakes', 'orthogonal_discriminator']
     """
 
     init: Init = "uniform"
@@ -38,6 +39,8 @@ class AlignmentSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     beta: Beta = "uniform"
     perceptual: float = 0.01
+    fakes: Fakes = "reconstructions"
+    orthogonal_discriminator: bool = False
     contest: ContestName = "least-squares"
     latent: int = 128
     batch_size: int = 128
@@ -47,14 +50,17 @@ class AlignmentSettings:
 
     @classmethod
     def paper(cls) -> AlignmentSettings:
-        """The text's: r drawn at random, nothing behind the last step, Adam's usual averages, a rate of 1e-5."""
+        """The text's: r drawn at random, nothing behind the last step, Adam's usual averages, a rate of 1e-5; a generator's
+        discriminator is shown reconstructions."""
         return cls()
 
     @classmethod
     def published_code(cls) -> AlignmentSettings:
         """The published code's: r starts at zeros and ends in a sigmoid (tanh, layer by layer), images are clamped to
-        [0.01, 0.99], Adam at 1e-4 with averages (0.5, 0.999)."""
-        return cls("zeros", "sigmoid", "tanh", 0.01, 0.99, 1e-4, (0.5, 0.999))
+        [0.01, 0.99], Adam at 1e-4 with averages (0.5, 0.999); a generator has no perceptual loss, its discriminator starts from
+        orthogonal weights and is shown samples."""
+        adversarial: dict[str, Any] = {"perceptual": 0.0, "fakes": "samples", "orthogonal_discriminator": True}
+        return cls("zeros", "sigmoid", "tanh", 0.01, 0.99, 1e-4, (0.5, 0.999), **adversarial)
 
     @classmethod
     def named(cls, name: str) -> AlignmentSettings:

@@ -176,6 +176,18 @@ class VariationalFeatureAligned(nn.Module):
         Raises:
             ValueError: labels without a class layer, or not n of them.
         """
+        z = self.draw(n, labels, emphasis, temperature, generator)
+        return self.invert(z, generator) if decoder is None else decoder(z)
+
+    def draw(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        emphasis: float = 1.0,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The codes that :meth:`sample` inverts, with its arguments: (n, latent), or (n, latent + classes)."""
         like = self.codes.mean.weight
         place = "cpu" if generator is None else generator.device
         z = temperature * torch.randn(n, self.latent, generator=generator, dtype=like.dtype, device=place)
@@ -185,9 +197,7 @@ class VariationalFeatureAligned(nn.Module):
         if self.classes and labels is None:
             labels = torch.randint(self.classes, (n,), generator=generator, device=place)
         z = z.to(like.device)
-        if labels is not None:
-            z = torch.cat([z, emphasis * one_hot(labels, self.classes, z)], 1)
-        return self.invert(z, generator) if decoder is None else decoder(z)
+        return z if labels is None else torch.cat([z, emphasis * one_hot(labels, self.classes, z)], 1)
 
     @torch.no_grad()
     def interpolate(self, first: Tensor, last: Tensor, count: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Unpack
 from revprop.alignment import Sizes
 from revprop.datasets import data_root, find_data
 from revprop.experiments import alignment_images
-from revprop.experiments.alignment_images import AlignmentImages
+from revprop.experiments.alignment_images import SHORT, AlignmentImages
 from revprop.experiments.baseline import Baseline
 from revprop.runs import Row
 from revprop.sweep import SweepOptions, silent
@@ -106,9 +106,8 @@ def on(data: str, scale: str) -> AlignmentImages:
 
     Args:
         data: "mnist", "cifar10", "celeba" or "stl10". scale: "paper": the paper's networks, all images; "reduced": an eighth of
-            the hidden neurons, half of the channels, three times the learning rate (not of generators and discriminators), at most
-            10,000 images; "smoke": tiny networks
-            on made images.
+            the hidden neurons, half of the channels, three times the learning rate (generators ten times), at most 10,000 images;
+            "smoke": tiny networks on made images.
 
     Raises:
         FileNotFoundError: the data set is not at hand.
@@ -135,7 +134,7 @@ def on(data: str, scale: str) -> AlignmentImages:
     study = AlignmentImages(judge, sizes, seeds=(0,), perceptual=here.perceptual, training=training)
     if scale == "paper":
         return replace(study, samples=200_000, reduced=here.names[found])
-    sizes = replace(sizes, hidden=sizes.hidden // 8, width=16, refiner=16)
+    sizes = replace(sizes, hidden=sizes.hidden // 8, width=16, refiner=16, normalised=True)
     words = [
         here.names[found],
         "the labelled images instead of the unlabelled" if here.training else "",
@@ -143,9 +142,7 @@ def on(data: str, scale: str) -> AlignmentImages:
         "at most 1,000 images measured",
     ]
     said = ", ".join(word for word in words if word)
-    return replace(
-        study, sizes=sizes, learning_rate=3e-4, epochs=here.epochs, samples=10_000, images=1000, reduced=said
-    )
+    return replace(study, sizes=sizes, epochs=here.epochs, samples=10_000, images=1000, reduced=said, **SHORT)
 
 
 def _at_hand(here: _On) -> str:

@@ -26,7 +26,7 @@ from revprop.alignment import (
     frechet_distance,
     paper_model,
 )
-from revprop.experiments.alignment_training import AdamWith, adversarial_rates, train_generative
+from revprop.experiments.alignment_training import AdamWith, generator_rates, train_generative
 from revprop.experiments.baseline import Baseline, load_baseline, load_baseline_data, load_split, save_weights
 from revprop.graph import trace
 from revprop.networks.feature_alignment import PAPER
@@ -42,6 +42,15 @@ ACROSS = 8
 CLOSED = 16  # images whose codes are inverted both ways
 EMPHASES = (1.0, 2.0, 3.0, 4.0)  # how high the one-hot target of a class is, line by line
 SHOWN = 1000  # codes of a latent plane
+SHORT: dict[str, Any] = {"learning_rate": 3e-4, "generator_rate": 1e-3}  # of few epochs
+OWN = {
+    "perceptual": ("vfa-gan",),
+    "kernels": ("vfa-gan",),
+    "refiner": ("vfa-gan",),
+    "normalised": ("gan",),
+    "generator_rate": ("gan", "vfa-gan"),
+}
+"""Settings that are of some models only, and not in the rows of others."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,8 @@ class AlignmentImages:
 
     Attributes:
         classifier: a network trained on the data set, which judges images in [0, 1]. models, seeds: which, and how often.
-        sizes: of the networks, alike for all. preset: of the settings; learning_rate: another than its own for all but generators
-            and discriminators, 0 for its own.
+        sizes: of the networks, alike for all. preset: of the settings; learning_rate: another than its own, 0 for its own;
+            generator_rate: another than that for generators, 0 for the same.
         epochs: of ``samples`` training images. images: so many reconstructions and samples are measured, against as many real
             test images. reduced: what differs from the published setting.
         training: another data set of the same size to train on, whose labels are not looked at, "" for the classifier's.
@@ -72,6 +81,7 @@ class AlignmentImages:
     reduced: str = ""
     training: str = ""
     perceptual: float | None = None
+    generator_rate: float = 0.0
 
 
 def settings(scale: str, seeds: int | None = None) -> AlignmentImages:
@@ -79,8 +89,8 @@ def settings(scale: str, seeds: int | None = None) -> AlignmentImages:
 
     Args:
         scale: "paper": the paper's networks, its published code's settings, all images (for a GPU); "reduced": an eighth of the
-            hidden neurons, half of the channels, for all models alike, three times the learning rate, but for generators and
-            discriminators; "smoke": scikit-learn's digits.
+            hidden neurons, half of the channels, for all models alike, three times the learning rate, generators ten times;
+            "smoke": scikit-learn's digits.
         seeds: so many runs of each model.
 
     Raises:
@@ -97,16 +107,9 @@ def settings(scale: str, seeds: int | None = None) -> AlignmentImages:
         return AlignmentImages(seeds=chosen)
     if scale == "reduced":
         words = "512 hidden neurons, 16 channels, a learning rate of 0.0003, 10 epochs of 20,000 images, 1,000 images measured"
-        sizes = Sizes(PAPER["mnist"].shape, 512, 16, classes=10, refiner=16)
-        return AlignmentImages(
-            sizes=sizes,
-            seeds=chosen,
-            learning_rate=3e-4,
-            epochs=10,
-            samples=20_000,
-            images=1000,
-            reduced=words,
-        )
+        sizes = Sizes(PAPER["mnist"].shape, 512, 16, classes=10, refiner=16, normalised=True)
+        study = AlignmentImages(sizes=sizes, seeds=chosen, epochs=10, samples=20_000, images=1000, reduced=words)
+        return replace(study, **SHORT, perceptual=0.01)
     digits = Baseline("digits", "digits", 10, 64, mean=(0.0,), std=(1.0,))
     sizes = Sizes((1, 8, 8), 32, 4, 8, 10, refiner=4)
     return AlignmentImages(digits, sizes, MODELS, chosen, "published_code", 1e-3, 2, 500, 200, "scikit-learn's digits")
@@ -136,7 +139,7 @@ def measure(study: AlignmentImages, name: str, seed: int, folder: Path, device: 
     training = Training(
         study.epochs, chosen.batch_size, rate, seed, device, checkpoint=checkpoint, recipe=AdamWith(betas=chosen.betas)
     )
-    rates = adversarial_rates(model, chosen.learning_rate) if study.learning_rate else None
+    rates = generator_rates(model, study.generator_rate)
     history = train_generative(model, (chosen.clamp(x), y), training, key, rates=rates)
     found = cast("Any", model.cpu())
     back = torch.cat([found.reconstruct(part) for part in real.split(500)])
@@ -265,9 +268,11 @@ def _judge(study: AlignmentImages, folder: Path) -> dict[str, Any]:
 
 
 def _key(study: AlignmentImages, name: str, seed: int) -> dict[str, Any]:
-    usual = [k for k, v in (("training", ""), ("perceptual", None)) if getattr(study, k) == v]
-    usual += [] if name == "vfa-gan" else ["perceptual"]  # nothing to the others
-    about = {k: v for k, v in asdict(study).items() if k not in ("classifier", "models", "seeds", *usual)}
+    def own(values: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if name in OWN.get(k, (name,))}
+
+    unsaid = ("classifier", "models", "seeds", *(() if study.training else ("training",)))
+    about = {k: v for k, v in own(asdict(study)).items() if k not in unsaid} | {"sizes": own(asdict(study.sizes))}
     judge = study.classifier.settings()
     return {"kind": "alignment-images", "model": name, "seed": seed, "data": judge["data"], "judge": judge, **about}
 

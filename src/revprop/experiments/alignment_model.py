@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from revprop.alignment import AlignmentSettings, Sizes, Trainable, between, paper_model
 from revprop.datasets import ImageData, Split
-from revprop.experiments.alignment_training import AdamWith, adversarial_rates, train_generative
+from revprop.experiments.alignment_training import AdamWith, generator_rates, train_generative
 from revprop.experiments.baseline import save_weights
 from revprop.networks import load_weights
 from revprop.runs import Row, RunStore
@@ -31,8 +31,8 @@ class AlignmentModel:
     Attributes:
         model: a name in :data:`revprop.alignment.MODELS`. data: a name or a path. hidden, width, latent: of its networks.
         by_class: whether vfa and vfa-gan get a layer that tells the classes. preset: of the settings; learning_rate: another
-            than its own for all but generators and discriminators, 0 for its own. samples: train on so many images, 0 for all.
-            seed: of all that is drawn.
+            than its own, 0 for its own; generator_rate: another than that for generators, 0 for the same; perceptual: another
+            weight of vfa-gan's perceptual loss. samples: train on so many images, 0 for all. seed: of all that is drawn.
     """
 
     model: str
@@ -43,6 +43,8 @@ class AlignmentModel:
     by_class: bool = True
     preset: str = "published_code"
     learning_rate: float = 0.0
+    generator_rate: float = 0.0
+    perceptual: float | None = None
     epochs: int = 10
     samples: int = 0
     seed: int = 0
@@ -72,10 +74,12 @@ class AlignmentModel:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, given {getattr(self, name)}")
         classes = len(images.classes) if self.by_class and self.model in WITH_CLASSES else 0
-        sizes = Sizes(
-            shape, self.hidden, self.width, self.latent, classes if classes > 1 else 0, refiner=4 * self.width
-        )
-        return paper_model(self.model, sizes, AlignmentSettings.named(self.preset), self.seed)
+        chosen = AlignmentSettings.named(self.preset)
+        if self.perceptual is not None:
+            chosen = replace(chosen, perceptual=self.perceptual)
+        sizes = Sizes(shape, self.hidden, self.width, self.latent, classes if classes > 1 else 0)
+        sizes = replace(sizes, refiner=4 * self.width, normalised=True)
+        return paper_model(self.model, sizes, chosen, self.seed)
 
 
 def pixels(images: ImageData, preset: str) -> Tensor:
@@ -119,7 +123,7 @@ def _trained(chosen: AlignmentModel, split: Split, folder: Path, device: str, pr
         progress=progress,
         recipe=AdamWith(betas=preset.betas),
     )
-    rates = adversarial_rates(model, preset.learning_rate) if chosen.learning_rate else None
+    rates = generator_rates(model, chosen.generator_rate)
     x_train = pixels(train, chosen.preset)
     history = train_generative(model, (x_train, train.labels), training, chosen.settings(), rates=rates)
     x = pixels(split.test, chosen.preset)[:MEASURED]

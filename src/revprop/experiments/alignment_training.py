@@ -13,9 +13,7 @@ from revprop.alignment import Trainable
 from revprop.recipe import Recipe, fused
 from revprop.training import Epoch, Training, fit
 
-__all__ = ["AdamWith", "adversarial_rates", "train_generative"]
-
-ADVERSARIES = ("generator", "discriminator")
+__all__ = ["AdamWith", "generator_rates", "train_generative"]
 
 
 @dataclass(frozen=True)
@@ -34,14 +32,17 @@ class AdamWith(Recipe):
         return torch.optim.Adam(found, lr=rate, betas=self.betas, fused=fused(found))
 
 
-def adversarial_rates(model: nn.Module, rate: float) -> dict[str, float]:
-    """A learning rate of their own for the parts that contend: what shortens an encoder's training does not shorten theirs.
+def generator_rates(model: nn.Module, rate: float) -> dict[str, float]:
+    """A learning rate of its own for the generator, where the model has one and the rate is not 0: what contends with a
+    discriminator may need larger steps.
 
-    >>> from revprop.alignment import GAN
-    >>> adversarial_rates(GAN(nn.Linear(2, 4), nn.Linear(4, 1), 2), 1e-4)
-    {'generator': 0.0001, 'discriminator': 0.0001}
+    >>> from revprop.alignment import GAN, AutoEncoder
+    >>> generator_rates(GAN(nn.Linear(2, 4), nn.Linear(4, 1), 2), 1e-3)
+    {'generator': 0.001}
+    >>> generator_rates(AutoEncoder(nn.Linear(4, 2), nn.Linear(2, 4)), 1e-3)
+    {}
     """
-    return {part: rate for part in ADVERSARIES if part in cast("Trainable", model).parts()}
+    return {"generator": rate} if rate and "generator" in cast("Trainable", model).parts() else {}
 
 
 def train_generative(

@@ -4,7 +4,7 @@ Counts that these give, in millions (VAE; the GAN's generator; VFA, which has a 
 generator), beside those of Tables 3 to 6. Tables 5 and 6 print ten times as much: their unit is 10^5, as Table 3's heading says.
 
     MNIST      27.40  13.44  14.00  14.16     printed 27.40  13.44  14.0   14.16
-    CelebA     37.48  18.48  19.04  19.21     printed 37.48  18.48  19.04  19.24
+    CelebA     37.48  18.48  19.04  19.24     printed 37.48  18.48  19.04  19.24
     CIFAR-10    9.76   4.75   5.03   5.20     printed 97.55  47.48  50.28  51.95
     STL-10     25.42   3.27  22.15  22.99     printed 254.22 32.74 221.48 229.90    (512 latent variables; elsewhere 128)
 """
@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from revprop.networks.fr_pt import seed_parameters
 
-__all__ = ["PAPER", "PaperSize", "decoder", "discriminator", "encoder", "local_layers", "refiner", "trunk"]
+__all__ = ["PAPER", "PaperSize", "Refiner", "decoder", "discriminator", "encoder", "local_layers", "refiner", "trunk"]
 
 Shape = Sequence[int]
 
@@ -37,7 +38,7 @@ class PaperSize:
     latent: int = 128
     classes: int = 10
     mirrored: bool = True
-    kernels: tuple[int, int, int] = (5, 3, 5)
+    kernels: tuple[int, int, int] = (3, 3, 3)
 
 
 PAPER = {
@@ -93,10 +94,16 @@ def encoder(
         return nn.Sequential(*trunk(shape, hidden, width), nn.Linear(hidden, latent))
 
 
-def discriminator(shape: Shape, hidden: int = 4096, width: int = 32, seed: int | None = None) -> nn.Sequential:
-    """Table 10: the trunk with batch norm, and one output."""
+def discriminator(
+    shape: Shape, hidden: int = 4096, width: int = 32, batch_norm: bool = False, seed: int | None = None
+) -> nn.Sequential:
+    """The trunk and one output.
+
+    Args:
+        batch_norm: as Table 10 prints it. The text ("only the generator") and the published code have none in it.
+    """
     with seed_parameters(seed):
-        return nn.Sequential(*trunk(shape, hidden, width, batch_norm=True), nn.Linear(hidden, 1))
+        return nn.Sequential(*trunk(shape, hidden, width, batch_norm), nn.Linear(hidden, 1))
 
 
 class _Cut(nn.Module):
@@ -117,12 +124,15 @@ def decoder(
     width: int = 32,
     seed: int | None = None,
     mirrored: bool = True,
+    batch_norm: bool = False,
 ) -> nn.Sequential:
     """Table 12: two linear layers, which mirror the encoder's as the parameter counts tell, then transposed convolutions.
 
     Args:
         shape: (c, h, w) of the images made. latent: inputs. mirrored: False: one linear layer, as the table prints and as the
-            count for STL-10 tells. Others: those of :func:`trunk`.
+            count for STL-10 tells. batch_norm: behind each layer but the last, linear ones too. Not published (there is no room
+            for it in the counts); a generator of few steps makes one image of all codes without it. Others: those of
+            :func:`trunk`.
 
     Returns:
         (n, latent) -> (n, c, h, w), in (0, 1): a sigmoid is behind it.
@@ -152,33 +162,69 @@ def decoder(
             ]
             layers += [nn.Sigmoid() if last else nn.LeakyReLU()]
             channels = out
-        return nn.Sequential(*layers)
+        return nn.Sequential(*(_normalised(layers) if batch_norm else layers))
 
 
-def refiner(
-    channels: int, width: int = 128, kernels: tuple[int, int, int] = (5, 3, 5), seed: int | None = None
-) -> nn.Sequential:
-    """Table 11: three convolutions that improve an image, of the same size as it is.
+def _normalised(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """Batch norm behind each linear layer and each convolution but the last."""
+    found: list[nn.Module] = []
+    for layer in layers:
+        found.append(layer)
+        if isinstance(layer, nn.Linear):
+            found.append(nn.BatchNorm1d(layer.out_features))
+        elif isinstance(layer, nn.ConvTranspose2d):
+            found.append(nn.BatchNorm2d(layer.out_channels))
+    return found
 
-    The table prints kernels of 7, for CelebA and STL-10; the counts of VFA-GAN fit that for STL-10, and 5, 3, 5 for MNIST and
-    CIFAR-10 (for CelebA neither: 19.21 million with 5, 3, 5, and 19.24 printed). The text says that all kernels are 3.
 
-    Args:
-        channels: of the image. width: channels within.
+class Refiner(nn.Module):
+    """Three convolutions that improve an image, of the same size as it is; the first sees one more channel, made of the class.
 
-    >>> sum(p.numel() for p in refiner(1, seed=0).parameters())
-    154113
+    Args: those of :func:`refiner`.
     """
-    with seed_parameters(seed):
+
+    def __init__(self, shape: Shape, width: int, kernels: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, across = shape
+        plane = [nn.Linear(classes, height * across), nn.Unflatten(1, (1, height, across))] if classes else []
+        self.plane = nn.Sequential(*plane)
         first, middle, last = kernels
-        return nn.Sequential(
-            nn.Conv2d(channels, width, first, padding=first // 2),
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels + bool(classes), width, first, padding=first // 2),
+            nn.BatchNorm2d(width),
             nn.LeakyReLU(),
             nn.Conv2d(width, width, middle, padding=middle // 2),
+            nn.BatchNorm2d(width),
             nn.LeakyReLU(),
             nn.Conv2d(width, channels, last, padding=last // 2),
             nn.Sigmoid(),
         )
+
+    def forward(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
+        """(n, c, h, w), and (n, classes) where there are classes -> (n, c, h, w), in (0, 1)."""
+        return self.layers(images if classes is None else torch.cat([images, self.plane(classes)], 1))
+
+
+def refiner(
+    shape: Shape,
+    width: int = 128,
+    kernels: tuple[int, int, int] = (3, 3, 3),
+    classes: int = 0,
+    seed: int | None = None,
+) -> Refiner:
+    """The generator that improves inverted images: as the text says it, of kernels of 3 and with batch norm.
+
+    The counts of Tables 3 to 5 are those of such a network with a linear layer from the class to one more channel, which the
+    published code has; that of Table 6, without classes, fits kernels of 7. Table 11 prints kernels of 7 and no batch norm.
+
+    Args:
+        shape: (c, h, w) of an image. width: channels within. classes: of the one-hot vector that is given, too; 0 for none.
+
+    >>> sum(p.numel() for p in refiner((1, 28, 28), classes=10, seed=0).parameters())
+    160305
+    """
+    with seed_parameters(seed):
+        return Refiner(shape, width, kernels, classes)
 
 
 def local_layers(

@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -45,12 +46,18 @@ def alignment_sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
     for row in sorted(rows, key=_by_name):  # not in the order they were finished in
         kind = str(row["settings"].get("kind"))
         if kind in SECTIONS:
-            study = {
-                k: v for k, v in row["settings"].items() if k not in ("way", "seed", "model", "device", "perceptual")
-            }
-            groups.setdefault(json.dumps(study, sort_keys=True), []).append(row)
+            groups.setdefault(json.dumps(_study(row["settings"]), sort_keys=True), []).append(row)
     found = [SECTIONS[str(group[0]["settings"]["kind"])](group, draw) for group in groups.values()]
     return [*_across(list(groups.values()), draw), *found]
+
+
+OF_SOME = ("way", "seed", "model", "device", "perceptual", "kernels", "refiner", "normalised", "generator_rate")
+"""Settings in which the rows of one section may differ."""
+
+
+def _study(settings: Mapping[str, Any]) -> dict[str, Any]:
+    shared = {k: v for k, v in settings.items() if k not in OF_SOME}
+    return shared | ({"sizes": _study(settings["sizes"])} if "sizes" in shared else {})
 
 
 def _figure2(rows: Sequence[Row], draw: bool) -> Section:
@@ -166,10 +173,13 @@ def _images(rows: Sequence[Row], draw: bool) -> Section:
     seeds = sorted({row["settings"]["seed"] for row in rows})
     shown = [row for row in rows if row["settings"]["seed"] == seeds[0]]
     text = f"Settings: {settings['preset']}, {settings['epochs']} epochs. {_sentence(settings['reduced'])}"
-    if settings["learning_rate"] and {"gan", "vfa-gan"} & set(models):
-        text += " Generators and discriminators keep the published learning rate."
-    for weight in {row["settings"].get("perceptual") for row in by_model.get("vfa-gan", ())} - {None}:
+    contending = [row["settings"] for name in ("gan", "vfa-gan") for row in by_model.get(name, ())]
+    for rate in {about.get("generator_rate") for about in contending} - {None, 0.0}:
+        text += f" Generators learn at a rate of {rate:g}."
+    for weight in {about.get("perceptual") for about in contending} - {None}:
         text += f" VFA-GAN's perceptual loss weighs {weight:g}."
+    if any(about["sizes"].get("normalised") for about in contending):
+        text += " The GAN's generator has batch norm behind each layer."
     few = settings["sizes"]["latent"] == 2
     return Section(
         f"Feature alignment on {settings['data']}{', two latent variables' if few else ''}",
