@@ -102,14 +102,15 @@ class FeatureAlignedGAN(nn.Module):
         """The encoder's mean and logarithm of the variance."""
         return self.encoder(x)
 
-    def improve(self, images: Tensor, z: Tensor) -> Tensor:
-        """What the generator makes of images inverted from the codes z, (n, latent) or (n, latent + classes)."""
-        return self.generator(images, z[:, self.encoder.latent :]) if self.by_class else self.generator(images)
+    def improve(self, images: Tensor, classes: Tensor) -> Tensor:
+        """What the generator makes of inverted images whose codes end in these, (n, classes)."""
+        return self.generator(images, classes) if self.by_class else self.generator(images)
 
     @torch.no_grad()
     def invert(self, z: Tensor, generator: torch.Generator | None = None, decoder: nn.Module | None = None) -> Tensor:
         """What the generator makes of the images that the encoder, or a decoder of its, inverts z to."""
-        return self.improve(self.encoder.invert(z, generator) if decoder is None else decoder(z), z)
+        images = self.encoder.invert(z, generator) if decoder is None else decoder(z)
+        return self.improve(images, z[:, self.encoder.latent :])
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -147,7 +148,9 @@ class FeatureAlignedGAN(nn.Module):
         """Of each part; the generator's terms are "adversarial" and "perceptual"."""
         x = batch[0]
         encoding, inverted = self.encoder.terms(batch, generator)
-        made = self._made(inverted.detach(), batch)
+        labels = batch[1] if self.encoder.classes else None
+        told = x.new_zeros(len(x), 0) if labels is None else one_hot(labels, self.encoder.classes, x)
+        made = self.improve(inverted.detach(), told)
         rules = contest_of(self.contest)
         terms = {"adversarial": rules.generator(self.discriminator(made))}
         if self.perceptual:
@@ -156,26 +159,14 @@ class FeatureAlignedGAN(nn.Module):
             made_mean, made_log_variance = self.encoder(made)
             apart = half_squares(mean - made_mean) + half_squares(log_variance.exp() - made_log_variance.exp())
             terms["perceptual"] = 2 * self.perceptual * apart
-        scores = rules.discriminator(
-            self.discriminator(x), self.discriminator(self._fake(made.detach(), batch, generator))
-        )
+        sampled = self.fakes == "samples"
+        shown = self.sample(len(x), labels, generator=generator) if sampled else made.detach()
+        scores = rules.discriminator(self.discriminator(x), self.discriminator(shown))
         return {
             "encoder": encoding,
             "generator": {"loss": torch.stack(list(terms.values())).sum(), **terms},
             "discriminator": {"loss": scores},
         }
-
-    def _made(self, inverted: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
-        if not self.by_class:
-            return self.generator(inverted)
-        return self.generator(inverted, one_hot(batch[1], self.encoder.classes, inverted))
-
-    def _fake(self, made: Tensor, batch: tuple[Tensor, ...], generator: torch.Generator | None) -> Tensor:
-        """What the discriminator is shown: what was made of the reconstructions, or as many samples of the same classes."""
-        if self.fakes == "reconstructions":
-            return made
-        labels = batch[1] if self.encoder.classes else None
-        return self.sample(len(made), labels, generator=generator)
 
     def constrain(self) -> None:
         """Puts the encoder's weights back within their bound, and a critic's within its own."""
