@@ -107,10 +107,9 @@ class FeatureAlignedGAN(nn.Module):
         return self.generator(images, classes) if self.by_class else self.generator(images)
 
     @torch.no_grad()
-    def invert(self, z: Tensor, generator: torch.Generator | None = None, decoder: nn.Module | None = None) -> Tensor:
-        """What the generator makes of the images that the encoder, or a decoder of its, inverts z to."""
-        images = self.encoder.invert(z, generator) if decoder is None else decoder(z)
-        return self.improve(images, z[:, self.encoder.latent :])
+    def invert(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What the generator makes of the images that the encoder inverts z to, (n, latent) or (n, latent + classes)."""
+        return self.improve(self.encoder.invert(z, generator), z[:, self.encoder.latent :])
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -127,9 +126,10 @@ class FeatureAlignedGAN(nn.Module):
         generator: torch.Generator | None = None,
         decoder: nn.Module | None = None,
     ) -> Tensor:
-        """What the generator makes of the encoder's samples."""
+        """What the generator makes of the encoder's samples; it is told their classes as in training, unemphasised."""
         z = self.encoder.draw(n, labels, emphasis, temperature, generator)
-        return self.invert(z, generator, decoder)
+        images = self.encoder.invert(z, generator) if decoder is None else decoder(z)
+        return self.improve(images, z[:, self.encoder.latent :] / (emphasis or 1.0))
 
     @torch.no_grad()
     def interpolate(self, first: Tensor, last: Tensor, count: int) -> Tensor:
