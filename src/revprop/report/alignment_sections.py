@@ -43,7 +43,7 @@ def alignment_sections(rows: Sequence[Row], draw: bool = True) -> list[Section]:
     []
     """
     groups: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=_by_name):  # not in the order they were finished in
+    for row in sorted(rows, key=_place):  # not in the order they were finished in
         kind = str(row["settings"].get("kind"))
         if kind in SECTIONS:
             groups.setdefault(json.dumps(_study(row["settings"]), sort_keys=True), []).append(row)
@@ -190,9 +190,9 @@ def _images(rows: Sequence[Row], draw: bool) -> Section:
     )
 
 
-def _by_name(row: Row) -> int:
+def _place(row: Row) -> tuple[int, int]:
     name = row["settings"].get("model")
-    return list(NAMES).index(name) if name in NAMES else -1
+    return row["settings"].get("table", 0), list(NAMES).index(name) if name in NAMES else -1
 
 
 def _drawn(rows: Sequence[Row]) -> list[Figure]:
@@ -275,7 +275,8 @@ def _ordering(by_model: Mapping[str, Sequence[Row]], published_fid: Mapping[str,
             f"{', '.join(_below(by_model, nearer, farther, 'frechet') for nearer, farther in pairs)}."
         )
     errors = ordered("error")
-    said.append(f"By the error of reconstructions: {' < '.join(NAMES[n] for n in errors)}.")
+    if len(errors) > 1:
+        said.append(f"By the error of reconstructions: {' < '.join(NAMES[n] for n in errors)}.")
     if "ae" in by_model and len(by_model) > 1:
         others = ", ".join(_below(by_model, "ae", name, "error") for name in errors if name != "ae")
         said.append(f"The paper's claim (Figure 15) is that autoencoders have the least: {others}.")
