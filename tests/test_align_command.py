@@ -152,6 +152,14 @@ WRONG = {
         ["train", "--model", "gan", "--data", "digits", "--generator-rate", "0"],
         "generator_rate: expected a positive number, given 0",
     ),
+    "no generator": (
+        ["train", "--model", "vfa", "--data", "digits", "--generator-rate", "1e-3"],
+        "generator_rate: vfa has none; it is of gan and vfa-gan",
+    ),
+    "no perceptual loss": (
+        ["train", "--model", "gan", "--data", "digits", "--perceptual", "1"],
+        "perceptual: gan has none; it is of vfa-gan",
+    ),
     "samples": (["train", "--model", "vfa", "--data", "digits", "--samples", "-1"], "or 0 for all, given -1"),
 }
 

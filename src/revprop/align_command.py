@@ -64,6 +64,9 @@ class _Train:
             rate = getattr(self, name)
             if rate is not None and not rate > 0:
                 raise ValueError(f"{name}: expected a positive number, given {rate}")
+        for name, models in (("generator_rate", ("gan", "vfa-gan")), ("perceptual", ("vfa-gan",))):
+            if getattr(self, name) is not None and self.model not in models:
+                raise ValueError(f"{name}: {self.model} has none; it is of {' and '.join(models)}")
         chosen = AlignmentModel(
             self.model,
             self.data,
