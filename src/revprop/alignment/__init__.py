@@ -9,7 +9,7 @@ from revprop.alignment.local import ARCSINH, LocalFeatureAligned
 from revprop.alignment.paper_models import MODELS, Sizes, paper_model
 from revprop.alignment.settings import AlignmentSettings
 from revprop.alignment.trainable import Trainable
-from revprop.alignment.variational import VariationalFeatureAligned, between, divergence
+from revprop.alignment.variational import VariationalFeatureAligned, along, between, divergence
 
 __all__ = [
     "ARCSINH",
@@ -28,6 +28,7 @@ __all__ = [
     "Sizes",
     "Trainable",
     "VariationalFeatureAligned",
+    "along",
     "between",
     "clamp_weights",
     "divergence",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from revprop.alignment.constraint import clamp_weights
 from revprop.alignment.encoder import half_squares
-from revprop.alignment.variational import VariationalFeatureAligned, between, one_hot
+from revprop.alignment.variational import VariationalFeatureAligned, along, one_hot
 from revprop.errors import near_matches
 
 __all__ = ["CONTESTS", "Contest", "FeatureAlignedGAN"]
@@ -134,8 +134,7 @@ class FeatureAlignedGAN(nn.Module):
     @torch.no_grad()
     def interpolate(self, first: Tensor, last: Tensor, count: int) -> Tensor:
         """What the generator makes of the encoder's interpolation: (n, count, *input_shape)."""
-        z = between(self.encoder.aligned(first), self.encoder.aligned(last), count)
-        return self.invert(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        return along(self.invert, self.encoder.aligned(first), self.encoder.aligned(last), count)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Three optimizers' parameters: "encoder", "generator", "discriminator"."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from revprop.alignment.adversarial import ContestName, contest_of
 from revprop.alignment.constraint import clamp_weights
 from revprop.alignment.encoder import half_squares
-from revprop.alignment.variational import Beta, between, divergence
+from revprop.alignment.variational import Beta, along, divergence
 
 __all__ = ["GAN", "VAE", "AutoEncoder"]
 
@@ -39,8 +39,7 @@ class AutoEncoder(nn.Module):
     @torch.no_grad()
     def interpolate(self, first: Tensor, last: Tensor, count: int) -> Tensor:
         """Decoded codes on the straight line between those of two inputs: (n, count, ...)."""
-        z = between(self.encoder(first), self.encoder(last), count)
-        return self.decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        return along(self.decoder, self.encoder(first), self.encoder(last), count)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """One optimizer's parameters."""
@@ -91,8 +90,7 @@ class VAE(nn.Module):
     @torch.no_grad()
     def interpolate(self, first: Tensor, last: Tensor, count: int) -> Tensor:
         """Decoded means on the straight line between those of two inputs: (n, count, ...)."""
-        z = between(self(first)[0], self(last)[0], count)
-        return self.decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        return along(self.decoder, self(first)[0], self(last)[0], count)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """One optimizer's parameters."""
@@ -161,8 +159,7 @@ class GAN(nn.Module):
     @torch.no_grad()
     def interpolate(self, first: Tensor, last: Tensor, count: int) -> Tensor:
         """Generated images on the straight line between the codes searched for two inputs: (n, count, ...)."""
-        z = between(self.search(first), self.search(last), count)
-        return self(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        return along(self, self.search(first), self.search(last), count)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Two optimizers' parameters: "generator", "discriminator"."""

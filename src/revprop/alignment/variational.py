@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from revprop.alignment.encoder import FeatureAligned, half_squares
 
-__all__ = ["Beta", "VariationalFeatureAligned", "between", "divergence", "one_hot"]
+__all__ = ["Beta", "VariationalFeatureAligned", "along", "between", "divergence", "one_hot"]
 
 Beta = float | Literal["uniform"]
 
@@ -44,6 +44,16 @@ def between(first: Tensor, last: Tensor, count: int) -> Tensor:
     share = torch.linspace(0, 1, count, dtype=first.dtype, device=first.device)
     share = share.view(1, -1, *[1] * (first.dim() - 1))
     return first.unsqueeze(1) * (1 - share) + last.unsqueeze(1) * share
+
+
+def along(invert: Callable[[Tensor], Tensor], first: Tensor, last: Tensor, count: int) -> Tensor:
+    """What ``invert`` makes of ``count`` codes :func:`between` two each: (n, count, ...).
+
+    >>> along(lambda z: 2 * z, torch.zeros(1, 1), torch.ones(1, 1), 3).flatten().tolist()
+    [0.0, 1.0, 2.0]
+    """
+    z = between(first, last, count)
+    return invert(z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
 
 def one_hot(labels: Tensor, classes: int, like: Tensor) -> Tensor:
@@ -206,8 +216,7 @@ class VariationalFeatureAligned(nn.Module):
         Args:
             first, last: (n, *input_shape). count: how many, both ends included; at least 2.
         """
-        z = between(self.aligned(first), self.aligned(last), count)
-        return self.invert(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        return along(self.invert, self.aligned(first), self.aligned(last), count)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """One optimizer's parameters: "encoder"."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from revprop.alignment import AlignmentSettings, Sizes, Trainable, between, paper_model
+from revprop.alignment import AlignmentSettings, Sizes, Trainable, along, paper_model
 from revprop.datasets import ImageData, Split
 from revprop.experiments.alignment_training import AdamWith, generator_rates, train_generative
 from revprop.experiments.baseline import save_weights
@@ -154,7 +154,7 @@ def find(folder: Path, model: str) -> tuple[AlignmentModel, Row]:
         raise FileNotFoundError(f"{folder} holds no trained {model}{there}; this trains one: {command}")
     row = max(wanted, key=lambda row: row["finished"])
     names = [field.name for field in fields(AlignmentModel)]
-    return AlignmentModel(**{name: row["settings"][name] for name in names}), row
+    return AlignmentModel(**{name: row["settings"][name] for name in names if name in row["settings"]}), row
 
 
 def load(chosen: AlignmentModel, images: ImageData, folder: Path) -> nn.Module:
@@ -177,5 +177,4 @@ def interpolate(model: nn.Module, first: Tensor, last: Tensor, count: int) -> Te
     found = cast("Any", model)
     if hasattr(model, "interpolate"):
         return found.interpolate(first, last, count)
-    z = between(found(first), found(last), count)
-    return found.invert(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+    return along(found.invert, found(first), found(last), count)

@@ -131,8 +131,8 @@ def decoder(
     Args:
         shape: (c, h, w) of the images made. latent: inputs. mirrored: False: one linear layer, as the table prints and as the
             count for STL-10 tells. batch_norm: behind each layer but the last, linear ones too. Not published (there is no room
-            for it in the counts); a generator of few steps makes one image of all codes without it. Others: those of
-            :func:`trunk`.
+            for it in the counts); a GAN's generator that is trained for a short time may make one image for all codes without
+            it. Others: those of :func:`trunk`.
 
     Returns:
         (n, latent) -> (n, c, h, w), in (0, 1): a sigmoid is behind it.
